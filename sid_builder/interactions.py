@@ -1,0 +1,162 @@
+"""Who interacted with what, in which order, and which interactions train, valid and test may use.
+
+Legend: S sequences, I interactions, C cases (a history and its target), N items.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from sid_builder.errors import InputError
+
+Split = Literal["train", "valid", "test"]
+SPLITS: tuple[Split, ...] = ("train", "valid", "test")
+
+
+@dataclass(frozen=True)
+class Histories:
+    """The cases of one split: case c asks for the item at `position_C[c]` of sequence `sequence_C[c]`, given all before."""
+
+    interactions: "Interactions"
+    sequence_C: np.ndarray  # int64
+    position_C: np.ndarray  # int64, offset inside the sequence, >= 1
+
+    def __len__(self) -> int:
+        return len(self.sequence_C)
+
+    def history(self, case: int, max_history: int | None = None) -> np.ndarray:
+        """Item indices before the target, oldest first, int32; the newest `max_history` if given."""
+        start = int(self.interactions.indptr_S1[self.sequence_C[case]])
+        end = start + int(self.position_C[case])
+        if max_history is not None:
+            start = max(start, end - max_history)
+        return self.interactions.items_I[start:end]
+
+    @cached_property
+    def targets_C(self) -> np.ndarray:
+        """Target item index per case, int32; -1 when the target is not in the catalogue."""
+        return self.interactions.items_I[self.interactions.indptr_S1[self.sequence_C] + self.position_C]
+
+    def take(self, cases: np.ndarray) -> "Histories":
+        return Histories(self.interactions, self.sequence_C[cases], self.position_C[cases])
+
+
+@dataclass(frozen=True)
+class Interactions:
+    """Sequences (oldest first) in CSR form with split boundaries.
+
+    In sequence s, positions `train_lo_S[s] <= p < train_hi_S[s]` are train's, `valid_S[s]` and `test_S[s]` are the
+    positions asked for (-1: none). Leave-one-out and pre-split rows (MiniOneRec) are both this.
+    """
+
+    users: pa.Array  # string, one per sequence
+    indptr_S1: np.ndarray  # int64
+    items_I: np.ndarray  # int32
+    train_lo_S: np.ndarray  # int64
+    train_hi_S: np.ndarray  # int64
+    valid_S: np.ndarray  # int64
+    test_S: np.ndarray  # int64
+    timestamps_I: np.ndarray | None = None  # int64, seconds
+
+    @property
+    def num_sequences(self) -> int:
+        return len(self.indptr_S1) - 1
+
+    @property
+    def num_interactions(self) -> int:
+        return len(self.items_I)
+
+    @staticmethod
+    def leave_one_out(users: list[str], sequences: list[np.ndarray], timestamps: list[np.ndarray] | None = None):
+        """Of s_1..s_n with n >= 3, train is s_1..s_{n-2}, valid asks for s_{n-1}, test for s_n; shorter ones are train's."""
+        lengths = np.array([len(sequence) for sequence in sequences], dtype=np.int64)
+        if len(lengths) == 0 or lengths.sum() == 0:
+            raise InputError("interactions: there are none; check the sequences file")
+        split = lengths >= 3
+        return Interactions(
+            users=pa.array(users, pa.string()),
+            indptr_S1=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+            items_I=np.concatenate(sequences).astype(np.int32),
+            train_lo_S=np.zeros_like(lengths),
+            train_hi_S=np.where(split, lengths - 2, lengths),
+            valid_S=np.where(split, lengths - 2, -1),
+            test_S=np.where(split, lengths - 1, -1),
+            timestamps_I=np.concatenate(timestamps).astype(np.int64) if timestamps is not None else None,
+        )
+
+    def histories(self, split: Split) -> Histories:
+        """Cases of a split, in sequence order. Train has every train position that has a history (position >= 1)."""
+        if split == "train":
+            low = np.maximum(self.train_lo_S, 1)
+            counts = np.maximum(self.train_hi_S - low, 0)
+            sequence = np.repeat(np.arange(self.num_sequences), counts)
+            first = np.repeat(np.cumsum(counts) - counts, counts)
+            return Histories(self, sequence, np.repeat(low, counts) + np.arange(counts.sum()) - first)
+        position_S = {"valid": self.valid_S, "test": self.test_S}.get(split)
+        if position_S is None:
+            raise InputError(f"split: {split!r} is not one of {list(SPLITS)}")
+        sequence = np.flatnonzero(position_S >= 1)
+        return Histories(self, sequence, position_S[sequence])
+
+    def train_counts(self, num_items: int) -> np.ndarray:
+        """How often each item occurs among train's interactions, int64 [N]."""
+        position = np.arange(self.num_interactions) - np.repeat(self.indptr_S1[:-1], np.diff(self.indptr_S1))
+        lengths = np.diff(self.indptr_S1)
+        keep = (position >= np.repeat(self.train_lo_S, lengths)) & (position < np.repeat(self.train_hi_S, lengths))
+        items = self.items_I[keep]
+        return np.bincount(items[items >= 0], minlength=num_items)
+
+    @cached_property
+    def has_repeats(self) -> bool:
+        """Whether any sequence holds an item twice; decides whether evaluation excludes the history."""
+        rows = np.repeat(np.arange(self.num_sequences, dtype=np.int64), np.diff(self.indptr_S1))
+        known = self.items_I >= 0
+        pairs = rows[known] << 32 | self.items_I[known].astype(np.int64)
+        return len(np.unique(pairs)) < len(pairs)
+
+    def check(self, num_items: int) -> None:
+        """InputError if an index is outside the catalogue (-1, an unknown target, is allowed in valid and test only)."""
+        bad = (self.items_I >= num_items) | (self.items_I < -1)
+        if bad.any():
+            value = int(self.items_I[np.argmax(bad)])
+            raise InputError(f"interactions: item_index {value} is outside the catalogue of {num_items} items")
+        train_targets = self.histories("train").targets_C
+        if (train_targets < 0).any():
+            raise InputError("interactions: a train target is not in the catalogue; drop the row or add the item")
+
+    def save(self, directory: Path) -> None:
+        """Write `interactions.parquet` (one row per interaction) and `sequences.parquet` (one row per sequence)."""
+        columns = {"item_index": pa.array(self.items_I)}
+        if self.timestamps_I is not None:
+            columns["timestamp"] = pa.array(self.timestamps_I)
+        pq.write_table(pa.table(columns), directory / "interactions.parquet", compression="zstd")
+        rows = {
+            "user": self.users,
+            "length": np.diff(self.indptr_S1),
+            "train_lo": self.train_lo_S,
+            "train_hi": self.train_hi_S,
+            "valid": self.valid_S,
+            "test": self.test_S,
+        }
+        pq.write_table(pa.table(rows), directory / "sequences.parquet", compression="zstd")
+
+    @staticmethod
+    def load(directory: Path) -> "Interactions":
+        columns = pq.read_table(directory / "interactions.parquet")
+        rows = pq.read_table(directory / "sequences.parquet")
+        stamps = columns.column("timestamp").to_numpy() if "timestamp" in columns.column_names else None
+        return Interactions(
+            users=rows.column("user").combine_chunks(),
+            indptr_S1=np.concatenate([[0], np.cumsum(rows.column("length").to_numpy())]).astype(np.int64),
+            items_I=columns.column("item_index").to_numpy(),
+            train_lo_S=rows.column("train_lo").to_numpy(),
+            train_hi_S=rows.column("train_hi").to_numpy(),
+            valid_S=rows.column("valid").to_numpy(),
+            test_S=rows.column("test").to_numpy(),
+            timestamps_I=stamps,
+        )

@@ -1,0 +1,30 @@
+"""Registries are plain dicts `name -> "module:Thing"`; this resolves a name, or any dotted path from outside."""
+
+import importlib
+from typing import Any
+
+from sid_builder.errors import InputError
+
+
+def resolve(registry: dict[str, str], name: str, field: str) -> Any:
+    """Return the object registered under `name`, or the one a dotted path `my.module:Thing` points at.
+
+    Args:
+        registry: a room's dict of lazy dotted paths (`SOURCES`, `QUANTIZERS`, `TASKS`, `REWARDS`, `DECODERS`, ...).
+        field: the configuration field the name came from, for the error message.
+
+    Raises:
+        InputError: if the name is neither registered nor an importable `module:attribute`.
+    """
+    target = registry.get(name, name)
+    if ":" not in target:
+        raise InputError(f"{field}: {name!r} is not known; use one of {sorted(registry)} or a path like my.module:Thing")
+    module_name, _, attribute = target.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        # A registered module that lacks one of its own dependencies is a set-up problem, named as such.
+        raise InputError(f"{field}: {name!r} needs module {error.name!r}, which is not installed") from error
+    if not hasattr(module, attribute):
+        raise InputError(f"{field}: module {module_name!r} has no attribute {attribute!r}; check the spelling of {name!r}")
+    return getattr(module, attribute)

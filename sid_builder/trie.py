@@ -1,0 +1,206 @@
+"""The prefix tree over semantic IDs as CSR arrays over sorted codes.
+
+Level l keeps `tok[l]`, the child codes of all its nodes concatenated, and `indptr[l]`, where each node's children start. A
+child's id is `indptr[l][node] + slot`, so there is no next-state array. Nodes of the last level are leaves; leaf ids are rows in
+sorted order, so every node owns a contiguous range of leaves and any filter over leaves is exact at every level.
+
+Variable-length SIDs: a row that ends early continues with the single child `END` down to the last level; it costs nothing.
+
+Legend: N items, L levels, M leaves (distinct SIDs), n_l nodes of level l (n_0 = 1, the root).
+"""
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from sid_builder.errors import InputError
+
+END = 0xFFFF
+
+
+@dataclass(frozen=True)
+class SidTrie:
+    """Immutable; arrays may be memory-mapped.
+
+    Attributes:
+        tok: per level uint16 [n_{l+1}], codes of the children, ascending within a node (`END` for a finished SID).
+        indptr: per level uint32 [n_l + 1].
+        leaf_items_N: int32, items in leaf order; within a leaf the most frequent in train first, then item_index.
+        leaf_indptr_M1: uint32 [M + 1] into `leaf_items_N`, or None when every leaf holds one item.
+    """
+
+    tok: tuple[np.ndarray, ...]
+    indptr: tuple[np.ndarray, ...]
+    leaf_items_N: np.ndarray
+    leaf_indptr_M1: np.ndarray | None
+
+    @staticmethod
+    def build(codes_NL: np.ndarray, train_counts_N: np.ndarray | None = None) -> "SidTrie":
+        """Build from int32 codes [N, L] (-1 pads the end of short rows).
+
+        Args:
+            train_counts_N: orders the items of a collided SID, most frequent first; item_index decides ties.
+
+        Raises:
+            InputError: if there are no items, or one SID is a prefix of another (decoding could not tell them apart).
+        """
+        num_items, depth = codes_NL.shape
+        if num_items == 0:
+            raise InputError("codes: no items; a trie needs at least one")
+        if codes_NL.max() >= END:
+            raise InputError(f"codes: {codes_NL.max()} is too large; a level holds at most {END} codes")
+        order = _sort_rows(codes_NL, train_counts_N)
+        codes = codes_NL[order]
+        new = np.zeros(num_items, dtype=bool)
+        new[0] = True
+        tok, indptr = [], []
+        parents = np.zeros(1, dtype=np.int64)
+        for level in range(depth):
+            column = codes[:, level]
+            new[1:] |= column[1:] != column[:-1]
+            starts = np.flatnonzero(new)
+            tok.append(column[starts].astype(np.uint16))
+            indptr.append(np.append(np.searchsorted(starts, parents), len(starts)).astype(np.uint32))
+            parents = starts
+        for level in range(1, depth):
+            _check_prefix_free(tok[level], indptr[level], level)
+        distinct = len(parents) == num_items
+        leaf_indptr = None if distinct else np.append(parents, num_items).astype(np.uint32)
+        return SidTrie(tuple(tok), tuple(indptr), order.astype(np.int32), leaf_indptr)
+
+    @property
+    def depth(self) -> int:
+        return len(self.tok)
+
+    @property
+    def num_leaves(self) -> int:
+        return len(self.tok[-1])
+
+    @property
+    def num_items(self) -> int:
+        return len(self.leaf_items_N)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tree itself, without the leaf-to-item map."""
+        return sum(array.nbytes for array in (*self.tok, *self.indptr))
+
+    @property
+    def nbytes_with_items(self) -> int:
+        return self.nbytes + self.leaf_items_N.nbytes + (0 if self.leaf_indptr_M1 is None else self.leaf_indptr_M1.nbytes)
+
+    def leaf_ranges(self, nodes: np.ndarray, level: int) -> tuple[np.ndarray, np.ndarray]:
+        """Leaves [low, high) below nodes of `level` (the root is level 0, leaves are level L); int64 arrays."""
+        low, high = np.asarray(nodes, dtype=np.int64), np.asarray(nodes, dtype=np.int64) + 1
+        for indptr in self.indptr[level:]:
+            low, high = indptr[low].astype(np.int64), indptr[high].astype(np.int64)
+        return low, high
+
+    def children(self, node: int, level: int) -> tuple[np.ndarray, np.ndarray]:
+        """Codes and node ids of the children of one node of `level`; `END` means the SID is already complete."""
+        first, last = int(self.indptr[level][node]), int(self.indptr[level][node + 1])
+        return self.tok[level][first:last], np.arange(first, last)
+
+    def node_of(self, codes: list[int] | tuple[int, ...]) -> int | None:
+        """Node reached from the root by `codes` (its level is `len(codes)`), or None when no SID begins so."""
+        node = 0
+        for level, code in enumerate(codes):
+            if level >= self.depth:
+                return None
+            row, children = self.children(node, level)
+            slot = int(np.searchsorted(row, code))
+            if slot == len(row) or row[slot] != code:
+                return None
+            node = int(children[slot])
+        return node
+
+    def items_of_leaf(self, leaf: int) -> np.ndarray:
+        """Item indices of a leaf, most frequent in train first."""
+        if self.leaf_indptr_M1 is None:
+            return self.leaf_items_N[leaf : leaf + 1]
+        return self.leaf_items_N[self.leaf_indptr_M1[leaf] : self.leaf_indptr_M1[leaf + 1]]
+
+    @cached_property
+    def leaf_of_item_N(self) -> np.ndarray:
+        """Leaf id of every item, int32."""
+        leaf = np.empty(self.num_items, dtype=np.int32)
+        if self.leaf_indptr_M1 is None:
+            leaf[self.leaf_items_N] = np.arange(self.num_items, dtype=np.int32)
+        else:
+            sizes = np.diff(self.leaf_indptr_M1.astype(np.int64))
+            leaf[self.leaf_items_N] = np.repeat(np.arange(self.num_leaves, dtype=np.int32), sizes)
+        return leaf
+
+    @cached_property
+    def leaf_size_M(self) -> np.ndarray:
+        """How many items share each leaf, int64."""
+        if self.leaf_indptr_M1 is None:
+            return np.ones(self.num_leaves, dtype=np.int64)
+        return np.diff(self.leaf_indptr_M1.astype(np.int64))
+
+    @cached_property
+    def codes_ML(self) -> np.ndarray:
+        """Codes of every leaf in leaf order, int32, -1 after the end of a short SID."""
+        columns = []
+        for level in range(self.depth):
+            low, high = self.leaf_ranges(np.arange(len(self.tok[level])), level + 1)
+            columns.append(np.repeat(self.tok[level].astype(np.int32), high - low))
+        codes = np.stack(columns, axis=1)
+        codes[codes == END] = -1
+        return codes
+
+    def save(self, directory: Path) -> None:
+        """Write the arrays as little-endian npy into a new directory."""
+        directory.mkdir()
+        for level in range(self.depth):
+            np.save(directory / f"tok_{level}.npy", self.tok[level])
+            np.save(directory / f"indptr_{level}.npy", self.indptr[level])
+        np.save(directory / "leaf_items.npy", self.leaf_items_N)
+        if self.leaf_indptr_M1 is not None:
+            np.save(directory / "leaf_indptr.npy", self.leaf_indptr_M1)
+        (directory / "trie.json").write_text(json.dumps({"depth": self.depth}) + "\n")
+
+    @staticmethod
+    def load(directory: Path) -> "SidTrie":
+        """Open memory-mapped: instantaneous, pages shared by processes."""
+        depth = json.loads((directory / "trie.json").read_text())["depth"]
+
+        def mapped(name: str) -> np.ndarray:
+            return np.load(directory / name, mmap_mode="r", allow_pickle=False)
+
+        shared = (directory / "leaf_indptr.npy").exists()
+        return SidTrie(
+            tok=tuple(mapped(f"tok_{level}.npy") for level in range(depth)),
+            indptr=tuple(mapped(f"indptr_{level}.npy") for level in range(depth)),
+            leaf_items_N=mapped("leaf_items.npy"),
+            leaf_indptr_M1=mapped("leaf_indptr.npy") if shared else None,
+        )
+
+
+def _sort_rows(codes_NL: np.ndarray, counts_N: np.ndarray | None) -> np.ndarray:
+    """Order of rows by codes; equal rows by train count descending, then index. Packs into 64 bits when the codes fit."""
+    num_items, depth = codes_NL.shape
+    base = codes_NL.max(axis=0).astype(np.int64) + 2  # one more for -1
+    bits = [int(size - 1).bit_length() for size in base]
+    if counts_N is None:
+        first = np.arange(num_items)
+    else:
+        first = np.argsort(-np.asarray(counts_N, dtype=np.int64), kind="stable")
+    if sum(bits) <= 64:
+        keys = np.zeros(num_items, dtype=np.uint64)
+        for level in range(depth):
+            keys = keys << np.uint64(bits[level]) | (codes_NL[:, level] + 1).astype(np.uint64)
+        return first[np.argsort(keys[first], kind="stable")]
+    return first[np.lexsort(codes_NL[first].T[::-1])]
+
+
+def _check_prefix_free(tok: np.ndarray, indptr: np.ndarray, level: int) -> None:
+    ends = np.flatnonzero(tok == END)
+    if len(ends) == 0:
+        return
+    nodes = np.searchsorted(indptr, ends, side="right") - 1
+    if (np.diff(indptr.astype(np.int64))[nodes] != 1).any():
+        raise InputError(f"codes: an SID of {level} levels is the prefix of a longer one; append a token to every item")
