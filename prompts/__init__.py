@@ -1,0 +1,7 @@
+"""Text <-> items: template packs, rendering, SID tokens in a vocabulary, branches, parsing of answers."""
+
+# Packs shipped with sidereal; any path to a YAML file of the same shape is accepted as well.
+PACKS = {
+    "chat": "packs/chat.yaml",
+    "plain": "packs/plain.yaml",
+}

@@ -1,0 +1,3 @@
+"""Alignment tasks, vocabulary extension, LoRA/QLoRA/full SFT, merge."""
+
+TASKS: dict[str, str] = {}

@@ -29,13 +29,14 @@ class SidTrie:
         tok: per level uint16 [n_{l+1}], codes of the children, ascending within a node (`END` for a finished SID).
         indptr: per level uint32 [n_l + 1].
         leaf_items_N: int32, items in leaf order; within a leaf the most frequent in train first, then item_index.
-        leaf_indptr_M1: uint32 [M + 1] into `leaf_items_N`, or None when every leaf holds one item.
+        extra_X: int32 [N - M], sorted: a leaf of m items stands here m - 1 times, so its items start at
+            `leaf + searchsorted(extra_X, leaf)`. Costs 4 bytes per collided item instead of 4 per leaf.
     """
 
     tok: tuple[np.ndarray, ...]
     indptr: tuple[np.ndarray, ...]
     leaf_items_N: np.ndarray
-    leaf_indptr_M1: np.ndarray | None
+    extra_X: np.ndarray
 
     @staticmethod
     def build(codes_NL: np.ndarray, train_counts_N: np.ndarray | None = None) -> "SidTrie":
@@ -67,9 +68,8 @@ class SidTrie:
             parents = starts
         for level in range(1, depth):
             _check_prefix_free(tok[level], indptr[level], level)
-        distinct = len(parents) == num_items
-        leaf_indptr = None if distinct else np.append(parents, num_items).astype(np.uint32)
-        return SidTrie(tuple(tok), tuple(indptr), order.astype(np.int32), leaf_indptr)
+        extra = (np.cumsum(new) - 1)[~new].astype(np.int32)
+        return SidTrie(tuple(tok), tuple(indptr), order.astype(np.int32), extra)
 
     @property
     def depth(self) -> int:
@@ -90,7 +90,7 @@ class SidTrie:
 
     @property
     def nbytes_with_items(self) -> int:
-        return self.nbytes + self.leaf_items_N.nbytes + (0 if self.leaf_indptr_M1 is None else self.leaf_indptr_M1.nbytes)
+        return self.nbytes + self.leaf_items_N.nbytes + self.extra_X.nbytes
 
     def leaf_ranges(self, nodes: np.ndarray, level: int) -> tuple[np.ndarray, np.ndarray]:
         """Leaves [low, high) below nodes of `level` (the root is level 0, leaves are level L); int64 arrays."""
@@ -119,27 +119,21 @@ class SidTrie:
 
     def items_of_leaf(self, leaf: int) -> np.ndarray:
         """Item indices of a leaf, most frequent in train first."""
-        if self.leaf_indptr_M1 is None:
-            return self.leaf_items_N[leaf : leaf + 1]
-        return self.leaf_items_N[self.leaf_indptr_M1[leaf] : self.leaf_indptr_M1[leaf + 1]]
+        first = leaf + int(np.searchsorted(self.extra_X, leaf))
+        last = leaf + 1 + int(np.searchsorted(self.extra_X, leaf, side="right"))
+        return self.leaf_items_N[first:last]
+
+    @cached_property
+    def leaf_size_M(self) -> np.ndarray:
+        """How many items share each leaf, int64."""
+        return 1 + np.bincount(self.extra_X, minlength=self.num_leaves)
 
     @cached_property
     def leaf_of_item_N(self) -> np.ndarray:
         """Leaf id of every item, int32."""
         leaf = np.empty(self.num_items, dtype=np.int32)
-        if self.leaf_indptr_M1 is None:
-            leaf[self.leaf_items_N] = np.arange(self.num_items, dtype=np.int32)
-        else:
-            sizes = np.diff(self.leaf_indptr_M1.astype(np.int64))
-            leaf[self.leaf_items_N] = np.repeat(np.arange(self.num_leaves, dtype=np.int32), sizes)
+        leaf[self.leaf_items_N] = np.repeat(np.arange(self.num_leaves, dtype=np.int32), self.leaf_size_M)
         return leaf
-
-    @cached_property
-    def leaf_size_M(self) -> np.ndarray:
-        """How many items share each leaf, int64."""
-        if self.leaf_indptr_M1 is None:
-            return np.ones(self.num_leaves, dtype=np.int64)
-        return np.diff(self.leaf_indptr_M1.astype(np.int64))
 
     @cached_property
     def codes_ML(self) -> np.ndarray:
@@ -159,8 +153,7 @@ class SidTrie:
             np.save(directory / f"tok_{level}.npy", self.tok[level])
             np.save(directory / f"indptr_{level}.npy", self.indptr[level])
         np.save(directory / "leaf_items.npy", self.leaf_items_N)
-        if self.leaf_indptr_M1 is not None:
-            np.save(directory / "leaf_indptr.npy", self.leaf_indptr_M1)
+        np.save(directory / "extra.npy", self.extra_X)
         (directory / "trie.json").write_text(json.dumps({"depth": self.depth}) + "\n")
 
     @staticmethod
@@ -171,12 +164,11 @@ class SidTrie:
         def mapped(name: str) -> np.ndarray:
             return np.load(directory / name, mmap_mode="r", allow_pickle=False)
 
-        shared = (directory / "leaf_indptr.npy").exists()
         return SidTrie(
             tok=tuple(mapped(f"tok_{level}.npy") for level in range(depth)),
             indptr=tuple(mapped(f"indptr_{level}.npy") for level in range(depth)),
             leaf_items_N=mapped("leaf_items.npy"),
-            leaf_indptr_M1=mapped("leaf_indptr.npy") if shared else None,
+            extra_X=mapped("extra.npy"),
         )
 
 

@@ -1,0 +1,51 @@
+"""What a decoder returns and which items it may return."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from sid_builder.trie import SidTrie
+
+
+@dataclass(frozen=True)
+class ItemFilter:
+    """Items a request may get: all, or the allowed ones, without the excluded ones. Arrays of item indices."""
+
+    exclude: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    allow: np.ndarray | None = None
+
+    def keeps(self, items: np.ndarray) -> np.ndarray:
+        """Bool per item index."""
+        kept = ~np.isin(items, self.exclude)
+        return kept if self.allow is None else kept & np.isin(items, self.allow)
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """One request's list, best first. All arrays are aligned by rank.
+
+    Attributes:
+        items_K, scores_K: int64 item indices and float32 log-probs of their SIDs (items of one SID share its score).
+        codes_BL, beam_scores_B: the beams behind them, int32 (-1 pads short SIDs) and float32.
+        legal_B: bool; whether a beam is an SID of the catalogue (always so under a trie, not in a free beam).
+    """
+
+    items_K: np.ndarray
+    scores_K: np.ndarray
+    codes_BL: np.ndarray
+    beam_scores_B: np.ndarray
+    legal_B: np.ndarray
+
+    @staticmethod
+    def from_leaves(
+        trie: SidTrie, leaves_B: np.ndarray, scores_B: np.ndarray, item_filter: ItemFilter | None = None
+    ) -> "Ranking":
+        """Expand leaves in rank order into their items: most frequent in train first, filtered ones dropped."""
+        groups = [trie.items_of_leaf(int(leaf)) for leaf in leaves_B]
+        items = np.concatenate(groups).astype(np.int64) if groups else np.empty(0, dtype=np.int64)
+        scores = np.repeat(scores_B, [len(group) for group in groups])
+        if item_filter is not None:
+            kept = item_filter.keeps(items)
+            items, scores = items[kept], scores[kept]
+        legal = np.ones(len(leaves_B), dtype=bool)
+        return Ranking(items, scores.astype(np.float32), trie.codes_ML[leaves_B], scores_B.astype(np.float32), legal)

@@ -1,0 +1,65 @@
+"""A model directory opened for decoding: model, tokenizer, SID index and template that agree with each other."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from prompts.pack import PromptPack
+from prompts.template import PACK_FILE, PromptTemplate
+from serve.decoding.trie_step import DeviceTrie
+from sid_builder.artifact import open_artifact
+from sid_builder.errors import InputError
+from sid_builder.interactions import Interactions
+from sid_builder.sid_index import SidIndex
+
+MODEL_KIND = "model"
+
+
+@dataclass
+class Recommender:
+    """Everything a self-contained model directory holds. `path` is None for a model still in training."""
+
+    model: Any
+    tokenizer: Any
+    index: SidIndex
+    template: PromptTemplate
+    path: Path | None = None
+
+    @cached_property
+    def trie(self) -> DeviceTrie:
+        return DeviceTrie(self.index.trie, self.template.vocabulary, self.model.device)
+
+    @cached_property
+    def interactions(self) -> Interactions:
+        """The interactions the model directory carries, for evaluation and RL."""
+        if self.path is None or not (self.path / "interactions").is_dir():
+            raise InputError(f"{self.path}: carries no interactions/; copy them from the SID directory it was trained on")
+        return Interactions.load(self.path / "interactions")
+
+    @staticmethod
+    def load(model_dir: str | Path, device: str | None = None, dtype: str = "auto") -> "Recommender":
+        """Open a model directory.
+
+        Args:
+            device: "cpu", "cuda", ...; None picks a GPU when there is one.
+            dtype: "auto" (as saved), "float32", "bfloat16", ...
+
+        Raises:
+            InputError: when the directory is incomplete, truncated, or its tokenizer disagrees with its index.
+        """
+        path = open_artifact(model_dir, MODEL_KIND).path
+        index = SidIndex.load(path / "sid_index")
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(path)
+        template = PromptTemplate(PromptPack.load(path / PACK_FILE), tokenizer, index)
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation="sdpa")
+        rows = model.get_input_embeddings().weight.shape[0]
+        highest = int(template.vocabulary.all_ids.max())
+        if highest >= rows:
+            raise InputError(f"{path}: token id {highest} is beyond the model's {rows} embedding rows; merge the adapter again")
+        return Recommender(model.to(device).eval(), tokenizer, index, template, path)
