@@ -10,6 +10,7 @@ SOURCES = {
 EMBEDDERS = {
     "tfidf_svd": "sid_builder.embedders.tfidf_svd:TfidfSvd",
     "sentence_transformer": "sid_builder.embedders.sentence_transformer:SentenceTransformerEmbedder",
+    "precomputed": "sid_builder.embedders.precomputed:Precomputed",
 }
 
 QUANTIZERS = {

@@ -1,7 +1,8 @@
 """What is done about items that share a semantic ID.
 
-`none` keeps the collisions. `last_level_assign` gives the items of a prefix (all codes but the last) different last codes, chosen
-together so that the sum of squared residual distances is smallest; groups without a collision are not touched.
+`none` keeps the collisions. `last_level_assign` gives the items of a prefix (all codes but the last)
+different last codes, chosen together so that the sum of squared residual distances is smallest; groups
+without a collision are not touched.
 
 Legend: N items, L levels, G items of one prefix group, K codes of the last level.
 """
@@ -20,7 +21,7 @@ POLICIES = ("none", "last_level_assign")
 
 @dataclass(frozen=True)
 class RepairStats:
-    """What a policy did. `groups_over_capacity` have more items than last codes, so some of their items still share."""
+    """What a policy did. `groups_over_capacity` have more items than last codes, so some still share."""
 
     policy: str
     groups_repaired: int = 0
@@ -39,7 +40,8 @@ def repair_codes(
 
     Args:
         last_size: K, the codebook size of the last level.
-        distances: item indices [G] -> squared distances [G, K] of their residuals to the last level's centroids.
+        distances: item indices [G] -> squared distances [G, K] of their residuals to the last level's
+            centroids.
 
     Returns:
         New codes and what was done. Deterministic: no randomness, groups in order of their prefix.
@@ -68,7 +70,8 @@ def assign_last_codes(distance_GK: np.ndarray, last_size: int) -> np.ndarray:
     """
     num_items = len(distance_GK)
     copies = -(-num_items // last_size)
-    # A second copy of a code costs more than any choice of distances can save, so first copies are all taken first.
+    # A second copy of a code costs more than any choice of distances can save, so first copies are all taken
+    # first.
     penalty = float(distance_GK.max() + 1.0) * num_items
     cost = np.concatenate([distance_GK.astype(np.float64) + copy * penalty for copy in range(copies)], axis=1)
     _, column_G = linear_sum_assignment(cost)

@@ -1,4 +1,8 @@
-"""Embedders turn item texts into vectors: a class built from its config dataclass, with `encode(texts) -> float32 [N, d]`."""
+"""Embedders turn item texts into vectors.
+
+An embedder is a class built as `Thing(config, seed)` with `encode(texts) -> float32 [N, d]`; the annotation
+of `config` is the dataclass its YAML options are checked against.
+"""
 
 import numpy as np
 
@@ -9,20 +13,26 @@ def check_embeddings(embeddings_ND: np.ndarray, num_items: int, embedder: str) -
     """Return float32 [N, d] embeddings a quantizer can use.
 
     Raises:
-        InputError: on a wrong shape, NaN or infinite values, or vectors that are all alike; the first bad row is named.
+        InputError: on a wrong shape, NaN or infinite values, or vectors that are all alike; the first bad row
+        is named.
     """
     field = f"embedder: {embedder!r}"
     if embeddings_ND.ndim != 2 or len(embeddings_ND) != num_items or embeddings_ND.shape[1] == 0:
-        raise InputError(f"{field} gave shape {embeddings_ND.shape} for {num_items} items; expected one row per item")
+        raise InputError(
+            f"{field} gave shape {embeddings_ND.shape} for {num_items} items; expected one row per item"
+        )
     # Cast first: a float64 value may overflow float32.
     embeddings_ND = np.ascontiguousarray(embeddings_ND, dtype=np.float32)
     finite_N = np.isfinite(embeddings_ND).all(axis=1)
     if not finite_N.all():
         row = int(np.argmin(finite_N))
         raise InputError(
-            f"{field} gave NaN or infinite values for {int((~finite_N).sum())} of {num_items} items, first for item_index "
-            f"{row}; check that item's text and the model's dtype"
+            f"{field} gave NaN or infinite values for {int((~finite_N).sum())} of {num_items} items, "
+            f"first for item_index {row}; check that item's text and the model's dtype"
         )
     if num_items > 1 and np.ptp(embeddings_ND, axis=0).max() == 0:
-        raise InputError(f"{field} gave the same vector for all {num_items} items; choose text_fields that tell items apart")
+        raise InputError(
+            f"{field} gave the same vector for all {num_items} items; "
+            "choose text_fields that tell items apart"
+        )
     return embeddings_ND

@@ -31,7 +31,9 @@ class Precomputed:
         except (OSError, ValueError, EOFError) as error:
             raise InputError(f"embedder_args.file: {self.path} is no readable .npy file ({error})") from error
         if not isinstance(embeddings_ND, np.ndarray) or embeddings_ND.dtype.kind not in "fiu":
-            raise InputError(f"embedder_args.file: {self.path} holds no numbers; save float32 [num_items, d] with numpy.save")
+            raise InputError(
+                f"embedder_args.file: {self.path} holds no numbers; save float32 [items, d] with numpy.save"
+            )
         if len(embeddings_ND.shape) != 2 or len(embeddings_ND) != len(texts):
             raise InputError(
                 f"embedder_args.file: {self.path} has shape {embeddings_ND.shape} for {len(texts)} items; "

@@ -20,12 +20,22 @@ class SentenceTransformerConfig:
 
     model: str = field(
         default=PACKAGED,
-        metadata={"help": f"Directory or hub name; {PACKAGED!r} is the model inside the PyPI package of that name."},
+        metadata={
+            "help": f"Directory or hub name; {PACKAGED!r} is the model inside the PyPI package of that name."
+        },
     )
-    batch_size: int = field(default=64, metadata={"help": "Texts per forward pass; they are sorted by length."})
-    max_tokens: int | None = field(default=None, metadata={"help": "Cut texts here; default: what the model was made for."})
-    device: str | None = field(default=None, metadata={"help": "Such as cuda or cpu; default: a GPU if there is one."})
-    prompt: str | None = field(default=None, metadata={"help": "Put before every text, for models trained with one."})
+    batch_size: int = field(
+        default=64, metadata={"help": "Texts per forward pass; they are sorted by length."}
+    )
+    max_tokens: int | None = field(
+        default=None, metadata={"help": "Cut texts here; default: what the model was made for."}
+    )
+    device: str | None = field(
+        default=None, metadata={"help": "Such as cuda or cpu; default: a GPU if there is one."}
+    )
+    prompt: str | None = field(
+        default=None, metadata={"help": "Put before every text, for models trained with one."}
+    )
 
 
 class SentenceTransformerEmbedder:
@@ -33,7 +43,9 @@ class SentenceTransformerEmbedder:
 
     def __init__(self, config: SentenceTransformerConfig, seed: int = 0) -> None:
         if find_spec("sentence_transformers") is None:
-            raise InputError("embedder: 'sentence_transformer' needs sentence-transformers; pip install 'sidereal[embed]'")
+            raise InputError(
+                "embedder: 'sentence_transformer' needs sentence-transformers; pip install 'sidereal[embed]'"
+            )
         self.config = config
         self.model_path = _resolve_model(config.model)
 
@@ -46,7 +58,9 @@ class SentenceTransformerEmbedder:
             model = SentenceTransformer(self.model_path, device=self.config.device)
         except (OSError, ValueError) as error:
             first = str(error).strip().splitlines()[0]
-            raise InputError(f"embedder_args.model: {self.config.model!r} cannot be loaded ({first}); check the name") from error
+            raise InputError(
+                f"embedder_args.model: {self.config.model!r} cannot be loaded ({first}); check the name"
+            ) from error
         if self.config.max_tokens is not None:
             model.max_seq_length = self.config.max_tokens
         return model.encode(
@@ -62,7 +76,9 @@ def _resolve_model(name: str) -> str:
     if name == PACKAGED:
         module = PACKAGED.replace("-", "_")
         if find_spec(module) is None:
-            raise InputError(f"embedder_args.model: {name!r} is not installed; pip install {name}, or give a path or hub name")
+            raise InputError(
+                f"embedder_args.model: {name!r} is not installed; pip install {name}, or give a path"
+            )
         return str(files(module) / "model")
     if name.startswith((".", "/", "~")) and not Path(name).expanduser().is_dir():
         raise InputError(f"embedder_args.model: {name} is no directory; give a model directory or a hub name")

@@ -12,7 +12,9 @@ from sid_builder.errors import InputError
 class TfidfSvdConfig:
     """Latent semantic analysis of the item texts."""
 
-    dim: int = field(default=128, metadata={"help": "Size of the embedding; below the number of distinct terms."})
+    dim: int = field(
+        default=128, metadata={"help": "Size of the embedding; below the number of distinct terms."}
+    )
     max_ngram: int = field(default=2, metadata={"help": "Longest run of words counted as a term."})
     min_items: int = field(default=2, metadata={"help": "A term must occur in at least this many items."})
 
@@ -41,7 +43,9 @@ class TfidfSvd:
         try:
             weights_NV = vectorizer.fit_transform(texts)
         except ValueError as error:
-            raise InputError(f"embedder: 'tfidf_svd' found no terms in the item texts ({error}); check text_fields") from error
+            raise InputError(
+                f"embedder: 'tfidf_svd' found no terms in the item texts ({error}); check text_fields"
+            ) from error
         most = min(weights_NV.shape) - 1
         if config.dim > most:
             raise InputError(

@@ -1,4 +1,4 @@
-"""Quantizers turn embeddings into codes; `Quantizer` is what the build command and the conformance tests rely on."""
+"""Quantizers turn embeddings into codes; `Quantizer` is what the build and the conformance tests rely on."""
 
 from pathlib import Path
 from typing import Protocol
@@ -7,7 +7,8 @@ import numpy as np
 
 
 class Quantizer(Protocol):
-    """Built as `Thing(config, seed)`, where the annotation of `config` is the dataclass its YAML is checked against.
+    """Built as `Thing(config, seed)`, where the annotation of `config` is the dataclass its YAML is checked
+    against.
 
     Legend: N items, D dimensions, L levels, K codes of the last level.
     """
@@ -23,10 +24,10 @@ class Quantizer(Protocol):
         """Vectors float32 [N, D] the first `levels` codes stand for, in the space of `prepare`."""
 
     def prepare(self, embeddings_ND: np.ndarray) -> np.ndarray:
-        """The vectors as they are quantized (normalised, say), float32 [N, D]: what `reconstruct` approximates."""
+        """Float32 [N, D] as it is quantized (normalised, say): what `reconstruct` approximates."""
 
     def last_level_distances(self, embeddings_ND: np.ndarray, codes_NL: np.ndarray) -> np.ndarray:
-        """Squared distance of each residual to every centroid of the last level, float32 [N, K]; used by repair."""
+        """Squared distance of residuals to the last level's centroids, float32 [N, K]; used by repair."""
 
     def save(self, directory: Path) -> None: ...
 

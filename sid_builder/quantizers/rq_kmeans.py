@@ -1,8 +1,9 @@
 """Residual k-means on L2-normalised residuals: one `faiss.Kmeans` per level.
 
-Normalising each level's residual keeps far items from claiming codes of their own: on Beauty all 256 first-level codes are
-used, where public RQ-VAE indices use 48-197. This is RK-Means of GRID (https://github.com/snap-research/GRID). Not
-`faiss.ResidualQuantizer`, whose codes changed with the thread count (seen on faiss 1.15).
+Normalising each level's residual keeps far items from claiming codes of their own: on Beauty all 256
+first-level codes are used, where public RQ-VAE indices use 48-197. This is RK-Means of GRID
+(https://github.com/snap-research/GRID). Not `faiss.ResidualQuantizer`, whose codes changed with the thread
+count (seen on faiss 1.15).
 
 Legend: N items, D dimensions, L levels, K codes of a level.
 """
@@ -21,7 +22,8 @@ from tqdm import tqdm
 from sid_builder.artifact import write_json
 from sid_builder.errors import InputError
 
-# Above this many points per centroid faiss would train on a random subset; a catalogue is small enough for all of it.
+# Above this many points per centroid faiss would train on a random subset; a catalogue is small enough for
+# all of it.
 _ALL_POINTS = 1 << 30
 
 
@@ -30,7 +32,9 @@ class RQKMeansConfig:
     """Shape of the codebooks and how they are learnt."""
 
     levels: int = field(default=3, metadata={"help": "Codes per SID; the decoder takes one step per level."})
-    codes_per_level: int | list[int] = field(default=256, metadata={"help": "Codebook size, one number or one per level."})
+    codes_per_level: int | list[int] = field(
+        default=256, metadata={"help": "Codebook size, one number or one per level."}
+    )
     normalize: Literal["residuals", "input", "none"] = field(
         default="residuals",
         metadata={"help": "L2-normalise before every level, before the first only, or never."},
@@ -47,7 +51,8 @@ class RQKMeans:
         self.level_sizes = tuple(sizes if isinstance(sizes, list) else [sizes] * config.levels)
         if len(self.level_sizes) != config.levels or config.levels < 1:
             raise InputError(
-                f"quantizer_args.codes_per_level: {sizes} does not fit levels={config.levels}; give one number or one per level"
+                f"quantizer_args.codes_per_level: {sizes} does not fit levels={config.levels}; "
+                "give one number or one per level"
             )
         if min(self.level_sizes) < 1 or config.iterations < 1 or config.restarts < 1:
             raise InputError("quantizer_args: codes_per_level, iterations and restarts must be at least 1")
@@ -60,13 +65,14 @@ class RQKMeans:
         """Learn the codebooks from float32 [N, D].
 
         Raises:
-            InputError: if a level has more codes than there are distinct vectors; codebooks are never shrunk silently.
+            InputError: if a level has more codes than there are distinct vectors; codebooks are never shrunk
+            silently.
         """
         distinct = len(np.unique(embeddings_ND, axis=0))
         if distinct < max(self.level_sizes):
             raise InputError(
-                f"quantizer_args.codes_per_level: {max(self.level_sizes)} codes for {len(embeddings_ND)} items with "
-                f"{distinct} different embeddings; give at most {distinct}"
+                f"quantizer_args.codes_per_level: {max(self.level_sizes)} codes for "
+                f"{len(embeddings_ND)} items with {distinct} distinct embeddings; give at most {distinct}"
             )
         self.centroids, self.scales = [], [1.0]
         residual_ND = self.prepare(embeddings_ND)
@@ -83,8 +89,11 @@ class RQKMeans:
             kmeans.train(residual_ND)
             self.centroids.append(np.ascontiguousarray(kmeans.centroids, dtype=np.float32))
             rest_ND = residual_ND - self.centroids[level][self._nearest(residual_ND, level)]
-            # Restores the length that normalisation takes off, on average, so that codes can be turned into vectors.
-            self.scales.append(float(np.linalg.norm(rest_ND, axis=1).mean()) if self.config.normalize == "residuals" else 1.0)
+            # Restores the length that normalisation takes off, on average, so that codes can be turned into
+            # vectors.
+            self.scales.append(
+                float(np.linalg.norm(rest_ND, axis=1).mean()) if self.config.normalize == "residuals" else 1.0
+            )
             residual_ND = self._entering(rest_ND)
 
     def prepare(self, embeddings_ND: np.ndarray) -> np.ndarray:
@@ -111,7 +120,7 @@ class RQKMeans:
         return sum_ND
 
     def last_level_distances(self, embeddings_ND: np.ndarray, codes_NL: np.ndarray) -> np.ndarray:
-        """Squared distance of what is left after all but the last code to every last centroid, float32 [N, K]."""
+        """Squared distance of what all but the last code leave to every last centroid, float32 [N, K]."""
         residual_ND = self.prepare(embeddings_ND)
         last = len(self.level_sizes) - 1
         for level in range(last):
@@ -122,7 +131,12 @@ class RQKMeans:
         """Write `centroids.safetensors` and `quantizer.json` into an existing directory."""
         tensors = {f"level_{level}": centroids for level, centroids in enumerate(self.centroids)}
         save_file(tensors, directory / "centroids.safetensors")
-        state = {"type": "rq_kmeans", "config": dataclasses.asdict(self.config), "seed": self.seed, "scales": self.scales}
+        state = {
+            "type": "rq_kmeans",
+            "config": dataclasses.asdict(self.config),
+            "seed": self.seed,
+            "scales": self.scales,
+        }
         write_json(directory / "quantizer.json", state)
 
     @classmethod

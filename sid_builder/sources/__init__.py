@@ -1,7 +1,8 @@
-"""Data sources: each turns what the user has into a catalogue, interactions and, where they exist, semantic IDs.
+"""Data sources: each turns what the user has into a catalogue, interactions and, where they exist, semantic
+IDs.
 
-A source is one function `load(args: Args) -> SourceData`; the YAML mapping `source_args` is checked against the
-dataclass annotated on `args`. A source that reads files has a field `path`, which `--data_path` fills.
+A source is one function `load(args: Args) -> SourceData`; the YAML mapping `source_args` is checked against
+the dataclass annotated on `args`. A source that reads files has a field `path`, which `--data_path` fills.
 """
 
 from dataclasses import dataclass, field
@@ -18,8 +19,9 @@ from sid_builder.semantic_ids import SemanticIds
 class SourceData:
     """What a source hands to the build command.
 
-    `semantic_ids` are SIDs the data came with (taken over by `quantizer: given`). `files` are the inputs read, hashed
-    into the manifest under these names. `notes` are figures and decisions recorded there (rows read, repeats kept, ...).
+    `semantic_ids` are SIDs the data came with (taken over by `quantizer: given`). `files` are the inputs
+    read, hashed into the manifest under these names. `notes` are figures and decisions recorded there (rows
+    read, repeats kept, ...).
     """
 
     catalog: Catalog
@@ -32,7 +34,8 @@ class SourceData:
         self.interactions.check(self.catalog.num_items)
         if self.semantic_ids is not None and self.semantic_ids.num_items != self.catalog.num_items:
             raise InputError(
-                f"source: {self.semantic_ids.num_items} semantic IDs for {self.catalog.num_items} items; give one per item"
+                f"source: {self.semantic_ids.num_items} semantic IDs for {self.catalog.num_items} items; "
+                "give one per item"
             )
 
 
@@ -59,4 +62,6 @@ def read_text(path: Path, field_name: str) -> str:
         raise InputError(f"{field_name}: cannot read {path} ({error.strerror}); check the path") from error
     except UnicodeDecodeError as error:
         line = path.read_bytes()[: error.start].count(b"\n") + 1
-        raise InputError(f"{path.name}:{line}: is not UTF-8 (byte {error.start}); convert the file to UTF-8") from error
+        raise InputError(
+            f"{path.name}:{line}: is not UTF-8 (byte {error.start}); convert the file to UTF-8"
+        ) from error

@@ -1,8 +1,9 @@
 """Two JSON-lines files: items and users' sequences, split leave-one-out.
 
-items.jsonl, one item a line: `item_id` (text or whole number) and any of `title`, `description`, `brand`, `categories`
-(text or list), `price`; further keys with plain values become columns of the catalogue.
-sequences.jsonl, one sequence a line: `user`, `items` (oldest first) and, on all lines or none, `timestamps` (seconds).
+items.jsonl, one item a line: `item_id` (text or whole number) and any of `title`, `description`, `brand`,
+`categories` (text or list), `price`; further keys with plain values become columns of the catalogue.
+sequences.jsonl, one sequence a line: `user`, `items` (oldest first) and, on all lines or none, `timestamps`
+(seconds).
 """
 
 import json
@@ -27,8 +28,12 @@ class JsonlArgs:
     """Where the two files are and how their keys are called."""
 
     path: str = field(metadata={"help": "Directory that holds both files."})
-    items_file: str = field(default="items.jsonl", metadata={"help": "File of items, one JSON object a line."})
-    sequences_file: str = field(default="sequences.jsonl", metadata={"help": "File of sequences, one a line."})
+    items_file: str = field(
+        default="items.jsonl", metadata={"help": "File of items, one JSON object a line."}
+    )
+    sequences_file: str = field(
+        default="sequences.jsonl", metadata={"help": "File of sequences, one a line."}
+    )
     rename: dict[str, str] = field(
         default_factory=dict,
         metadata={"help": "Our key -> the key in the files, such as {item_id: asin, items: history}."},
@@ -39,7 +44,8 @@ def load(args: JsonlArgs) -> SourceData:
     """Read both files; every line is used or the build stops.
 
     Raises:
-        InputError: naming file and line of the first malformed line, duplicate item or unknown item in a sequence.
+        InputError: naming file and line of the first malformed line, duplicate item or unknown item in a
+        sequence.
     """
     known = (*SCHEMA.names, *SEQUENCE_KEYS)
     for key in args.rename:
@@ -49,7 +55,10 @@ def load(args: JsonlArgs) -> SourceData:
     files = {"items": directory / args.items_file, "sequences": directory / args.sequences_file}
     catalog, skipped_keys = _read_items(files["items"], args.rename)
     interactions = _read_sequences(files["sequences"], args.rename, catalog)
-    notes = standard_notes(catalog, interactions) | {"split": "leave-one-out", "item_keys_not_kept": skipped_keys}
+    notes = standard_notes(catalog, interactions) | {
+        "split": "leave-one-out",
+        "item_keys_not_kept": skipped_keys,
+    }
     return SourceData(catalog, interactions, files=files, notes=notes)
 
 
@@ -62,7 +71,9 @@ def _json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         try:
             value = json.loads(line)
         except json.JSONDecodeError as error:
-            raise InputError(f"{label}: {line[:60]!r} is not valid JSON ({error.msg}); repair the line") from error
+            raise InputError(
+                f"{label}: {line[:60]!r} is not valid JSON ({error.msg}); repair the line"
+            ) from error
         if not isinstance(value, dict):
             raise InputError(f"{label}: holds a {type(value).__name__}; write one JSON object a line")
         yield label, value
@@ -70,7 +81,9 @@ def _json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _renamed(row: dict[str, Any], rename: dict[str, str]) -> dict[str, Any]:
     theirs = {their: our for our, their in rename.items()}
-    return {theirs.get(key, key): value for key, value in row.items() if key not in rename or rename[key] == key}
+    return {
+        theirs.get(key, key): value for key, value in row.items() if key not in rename or rename[key] == key
+    }
 
 
 def _read_items(path: Path, rename: dict[str, str]) -> tuple[Catalog, list[str]]:
@@ -83,7 +96,9 @@ def _read_items(path: Path, rename: dict[str, str]) -> tuple[Catalog, list[str]]
     for key in dict.fromkeys(key for row in rows for key in row if key not in SCHEMA.names):
         values = [row.get(key) for row in rows]
         if all(value is None or isinstance(value, (str, int, float)) for value in values):
-            table = table.append_column(key, pa.array([None if v is None else str(v) for v in values], pa.string()))
+            table = table.append_column(
+                key, pa.array([None if v is None else str(v) for v in values], pa.string())
+            )
         else:
             skipped.append(key)
     return Catalog(table), skipped
@@ -102,14 +117,22 @@ def _read_sequences(path: Path, rename: dict[str, str], catalog: Catalog) -> Int
         if isinstance(user, bool) or not isinstance(user, (str, int)):
             raise InputError(f"{label}: user is {user!r}; expected text or a whole number")
         for item_id in items:
-            if isinstance(item_id, bool) or not isinstance(item_id, (str, int)) or str(item_id) not in index_of:
-                raise InputError(f"{label}: item {item_id!r} is not in the items file; add the item or remove it here")
+            if (
+                isinstance(item_id, bool)
+                or not isinstance(item_id, (str, int))
+                or str(item_id) not in index_of
+            ):
+                raise InputError(
+                    f"{label}: item {item_id!r} is not in the items file; add the item or remove it here"
+                )
         users.append(str(user))
         sequences.append(np.array([index_of[str(item_id)] for item_id in items], dtype=np.int32))
         if "timestamps" in row:
             timestamps.append(_stamps(row["timestamps"], len(items), label))
         if timestamps and len(timestamps) != len(sequences):
-            raise InputError(f"{label}: timestamps are given on some lines only; give them on all lines or none")
+            raise InputError(
+                f"{label}: timestamps are given on some lines only; give them on all lines or none"
+            )
     return Interactions.leave_one_out(users, sequences, timestamps or None)
 
 

@@ -34,16 +34,20 @@ class MiniOneRecArgs:
 
     path: str = field(metadata={"help": "Directory with train/, valid/, test/, info/ and index/."})
     category: str | None = field(
-        default=None, metadata={"help": "File stem, such as Industrial_and_Scientific; needed if there are several."}
+        default=None,
+        metadata={"help": "File stem, such as Industrial_and_Scientific; needed if there are several."},
     )
     codes_per_level: int | None = field(
         default=None,
-        metadata={"help": "Codebook size of the SIDs taken over; default: the largest code, up to a power of two."},
+        metadata={
+            "help": "Codebook size of the SIDs taken over; default: the largest code, up to a power of two."
+        },
     )
 
 
 def load(args: MiniOneRecArgs) -> SourceData:
-    """Read every row of the three CSVs; SIDs come from index.json and must agree with the CSVs and the info file.
+    """Read every row of the three CSVs; SIDs come from index.json and must agree with the CSVs and the info
+    file.
 
     Raises:
         InputError: naming file and line of what is malformed, unknown or contradictory.
@@ -62,7 +66,9 @@ def load(args: MiniOneRecArgs) -> SourceData:
     spelled = {item_id: sids.spell(index) for item_id, index in index_of.items()}
     _check_info(files["info"], spelled)
     interactions = _read_rows(files, index_of, spelled)
-    unread = sorted(str(path.relative_to(directory)) for path in directory.rglob("*.csv") if path not in files.values())
+    unread = sorted(
+        str(path.relative_to(directory)) for path in directory.rglob("*.csv") if path not in files.values()
+    )
     notes = standard_notes(catalog, interactions) | {
         "split": "as in the directory: one sequence per CSV row",
         "category": stem,
@@ -81,8 +87,10 @@ def _only_category(directory: Path) -> str:
 
 
 def _one_file(folder: Path, stem: str, suffix: str) -> Path:
-    """The one file of a folder whose name starts with the category (`rows_with_source.csv` is none of the data)."""
-    found = sorted(path for path in folder.glob(f"{stem}*{suffix}") if re.match(r"[._]", path.name[len(stem) :]))
+    """The one file of a folder named after the category (`rows_with_source.csv` is none of the data)."""
+    found = sorted(
+        path for path in folder.glob(f"{stem}*{suffix}") if re.match(r"[._]", path.name[len(stem) :])
+    )
     if len(found) != 1:
         names = [path.name for path in found] or "none"
         raise InputError(f"source_args.path: {folder} needs exactly one file {stem}*{suffix}, found {names}")
@@ -93,7 +101,9 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(read_text(path, "source_args.path"))
     except json.JSONDecodeError as error:
-        raise InputError(f"{path.name}:{error.lineno}: is not valid JSON ({error.msg}); repair the file") from error
+        raise InputError(
+            f"{path.name}:{error.lineno}: is not valid JSON ({error.msg}); repair the file"
+        ) from error
     if not isinstance(value, dict):
         raise InputError(f"{path.name}: holds a {type(value).__name__}, expected an object keyed by item id")
     return value
@@ -105,7 +115,12 @@ def _read_items(path: Path) -> tuple[Catalog, int]:
     for item_id, item in _read_json(path).items():
         if not isinstance(item, dict):
             raise InputError(f"{path.name}: item {item_id!r} is {item!r}; expected an object with a title")
-        row = {"item_id": item_id, "title": item.get("title"), "brand": item.get("brand"), "price": item.get("price")}
+        row = {
+            "item_id": item_id,
+            "title": item.get("title"),
+            "brand": item.get("brand"),
+            "price": item.get("price"),
+        }
         for name in ("description", "categories"):
             parts, broken = _list_string(item.get(name))
             repaired += broken
@@ -116,7 +131,7 @@ def _read_items(path: Path) -> tuple[Catalog, int]:
 
 
 def _list_string(value: Any) -> tuple[list[str], bool]:
-    """Decode "['a', 'b']" (or a plain text, or a real list); True if its quoting was broken and had to be split by hand."""
+    """Decode "['a', 'b']" (or plain text, or a real list); True if broken quoting had to be split by hand."""
     if value is None or value == "":
         return [], False
     if isinstance(value, list):
@@ -133,15 +148,22 @@ def _list_string(value: Any) -> tuple[list[str], bool]:
 
 def _read_sids(path: Path, index_of: dict[str, int], codes_per_level: int | None) -> SemanticIds:
     table = _read_json(path)
-    missing = [item_id for item_id in index_of if item_id not in table] or [key for key in table if key not in index_of]
+    missing = [item_id for item_id in index_of if item_id not in table] or [
+        key for key in table if key not in index_of
+    ]
     if missing:
-        raise InputError(f"{path.name}: item {missing[0]!r} is in only one of index.json and item.json; make them agree")
+        raise InputError(
+            f"{path.name}: item {missing[0]!r} is in only one of index.json and item.json; make them agree"
+        )
     rows: list[list[int]] = [[] for _ in index_of]
     for item_id, tokens in table.items():
         for level, token in enumerate(tokens):
             match = _TOKEN.fullmatch(str(token))
             if match is None or ord(match[1]) - ord("a") != level:
-                raise InputError(f"{path.name}: item {item_id!r} has token {token!r} at level {level + 1}; expected <a_1><b_2>...")
+                raise InputError(
+                    f"{path.name}: item {item_id!r} has token {token!r} as number {level + 1}; "
+                    "expected <a_1>, <b_2>, ..."
+                )
             rows[index_of[item_id]].append(int(match[2]))
     depth = max(map(len, rows))
     codes_NL = np.array([row + [-1] * (depth - len(row)) for row in rows], dtype=np.int32)
@@ -149,7 +171,7 @@ def _read_sids(path: Path, index_of: dict[str, int], codes_per_level: int | None
     sizes = tuple(codes_per_level or size for size in fitted)
     if any(largest >= size for largest, size in zip(codes_NL.max(axis=0), sizes, strict=True)):
         raise InputError(
-            f"source_args.codes_per_level: {codes_per_level} is too small, {path.name} has code {codes_NL.max()}; "
+            f"source_args.codes_per_level: {codes_per_level} is too small for {path.name}; "
             f"give at least {codes_NL.max() + 1}"
         )
     return SemanticIds(codes_NL, sizes)
@@ -159,9 +181,13 @@ def _check_info(path: Path, spelled: dict[str, str]) -> None:
     for number, line in enumerate(read_text(path, "source_args.path").splitlines(), start=1):
         cells = line.split("\t")
         if len(cells) != 3 or cells[2] not in spelled:
-            raise InputError(f"{path.name}:{number}: {line[:60]!r} is not `SID <tab> title <tab> item id` of a known item")
+            raise InputError(
+                f"{path.name}:{number}: {line[:60]!r} is not `SID <tab> title <tab> item id` of a known item"
+            )
         if cells[0] != spelled[cells[2]]:
-            raise InputError(f"{path.name}:{number}: SID {cells[0]} differs from index.json's {spelled[cells[2]]}")
+            raise InputError(
+                f"{path.name}:{number}: SID {cells[0]} differs from index.json's {spelled[cells[2]]}"
+            )
 
 
 def _read_rows(files: dict[str, Path], index_of: dict[str, int], spelled: dict[str, str]) -> Interactions:
@@ -181,9 +207,13 @@ def _read_rows(files: dict[str, Path], index_of: dict[str, int], spelled: dict[s
             keys = [str(key) for key in [*history, row["item_id"]]]
             for key in keys:
                 if key not in index_of:
-                    raise InputError(f"{label}: item {key!r} is not in item.json; add the item or remove the row")
+                    raise InputError(
+                        f"{label}: item {key!r} is not in item.json; add the item or remove the row"
+                    )
             if [spelled[key] for key in keys] != [*sids, row["item_sid"]]:
-                raise InputError(f"{label}: its SIDs differ from index.json's; make the CSV again from this index")
+                raise InputError(
+                    f"{label}: its SIDs differ from index.json's; make the CSV again from this index"
+                )
             last = len(keys) - 1
             users.append(row["user_id"])
             sequences.append([index_of[key] for key in keys])
@@ -209,7 +239,9 @@ def _list_cell(text: str | None, column: str, label: str) -> list:
     try:
         value = ast.literal_eval(text or "")
     except (ValueError, SyntaxError) as error:
-        raise InputError(f"{label}: {column} is {str(text)[:60]!r}; expected a list such as [3, 7]") from error
+        raise InputError(
+            f"{label}: {column} is {str(text)[:60]!r}; expected a list such as [3, 7]"
+        ) from error
     if not isinstance(value, list) or not value:
         raise InputError(f"{label}: {column} is {str(text)[:60]!r}; expected a list of at least one entry")
     return value

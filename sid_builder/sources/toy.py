@@ -1,10 +1,12 @@
-"""A generated outdoor shop: about 500 items with readable titles, and users whom counting transitions cannot predict.
+"""A generated outdoor shop: about 500 items with readable titles, and users whom counting transitions cannot
+predict.
 
-The next *category* is a function of the last two (two random Latin squares, so given one of the two alone it is as good as
-uniform). Inside the category the *item* follows the user's taste (a brand, a colour, a price tier), which shows only over
-the whole history. No user buys an item twice. `bayes_ceiling` in `toy_ceiling.py` says how well a perfect reader of histories can do.
+The next *category* depends on the last one and the department of the one before; given the last alone it is
+spread over four. Inside the category the *item* follows the user's taste (a brand, a colour, a price tier),
+which shows only over the whole history. No user buys an item twice. `bayes_ceiling` in `toy_ceiling.py` says
+how well a perfect reader of histories can do.
 
-Legend: K categories, P items per category, N = K * P items, T tastes (brand x colour x tier).
+Legend: K categories, P items per category, N = K * P items, M departments, T tastes (brand x colour x tier).
 """
 
 from dataclasses import dataclass, field
@@ -20,22 +22,32 @@ from sid_builder.sources import SourceData, standard_notes
 BRANDS = ("Aurora", "Borealis", "Cairn", "Driftwood", "Ember", "Fjord", "Granite", "Harbor")
 COLOURS = ("red", "blue", "green", "black", "orange", "purple", "grey", "yellow")
 TIERS = (("budget", 0.6), ("everyday", 1.0), ("premium", 1.7))
+DEPARTMENTS = ("Footwear", "Clothing", "Camping", "Gear")
 # (department, category, price of the middle tier, features, what it is for)
+# There are as many categories in a department as there are departments: `_draw_rule` needs that.
 CATEGORIES = (
-    ("Footwear", "trail shoes", 90, ("waterproof", "lightweight", "cushioned"), "muddy paths and long climbs"),
-    ("Footwear", "hiking boots", 140, ("waterproof", "insulated", "high-top"), "rocky ground and heavy loads"),
+    ("Footwear", "trail shoes", 90, ("waterproof", "lightweight", "cushioned"), "muddy paths"),
+    (
+        "Footwear",
+        "hiking boots",
+        140,
+        ("waterproof", "insulated", "high-top"),
+        "rocky ground and heavy loads",
+    ),
     ("Footwear", "camp sandals", 40, ("quick-drying", "foldable", "padded"), "warm evenings by the water"),
-    ("Clothing", "rain jacket", 120, ("breathable", "packable", "hooded"), "sudden showers and strong wind"),
+    ("Footwear", "wool socks", 18, ("cushioned", "thin", "knee-high"), "dry feet on every walk"),
+    ("Clothing", "rain jacket", 120, ("breathable", "packable", "hooded"), "sudden showers"),
     ("Clothing", "fleece hoodie", 70, ("recycled", "soft", "windproof"), "cold mornings and long drives"),
     ("Clothing", "running shirt", 35, ("reflective", "seamless", "cooling"), "tempo runs and hot days"),
-    ("Clothing", "wool socks", 18, ("cushioned", "thin", "knee-high"), "dry feet on every walk"),
+    ("Clothing", "sun hat", 28, ("wide-brim", "crushable", "quick-drying"), "open ridges and bright beaches"),
     ("Camping", "tent", 260, ("two-person", "four-season", "ultralight"), "nights above the tree line"),
     ("Camping", "sleeping bag", 150, ("down-filled", "compact", "extra-warm"), "frosty nights outdoors"),
     ("Camping", "camp stove", 65, ("folding", "windproof", "fast-boiling"), "hot meals far from home"),
     ("Camping", "headlamp", 45, ("rechargeable", "dimmable", "waterproof"), "night walks and early starts"),
-    ("Bags", "daypack", 80, ("waterproof", "padded", "roll-top"), "day trips and commuting"),
-    ("Bags", "dry bag", 30, ("floating", "lightweight", "clear-window"), "boats, rain and river crossings"),
-    ("Water", "water bottle", 25, ("insulated", "leak-proof", "wide-mouth"), "cold drinks all day"),
+    ("Gear", "daypack", 80, ("waterproof", "padded", "roll-top"), "day trips and commuting"),
+    ("Gear", "dry bag", 30, ("floating", "lightweight", "clear-window"), "boats, rain and river crossings"),
+    ("Gear", "water bottle", 25, ("insulated", "leak-proof", "wide-mouth"), "cold drinks all day"),
+    ("Gear", "trekking poles", 75, ("carbon", "folding", "cork-grip"), "steep descents and tired knees"),
 )
 
 
@@ -45,12 +57,16 @@ class ToyArgs:
 
     seed: int = field(default=7, metadata={"help": "Seed of items, rules and users."})
     num_users: int = field(default=3000, metadata={"help": "Number of users, one sequence each."})
-    items_per_category: int = field(default=36, metadata={"help": "Items in each of the 14 categories, at most 64."})
+    items_per_category: int = field(
+        default=32, metadata={"help": "Items in each of the 16 categories, at most 64."}
+    )
     min_length: int = field(default=6, metadata={"help": "Shortest sequence."})
     max_length: int = field(default=14, metadata={"help": "Longest sequence, at most items_per_category."})
-    rule: float = field(default=0.75, metadata={"help": "Probability of the category the last two point at."})
-    second_rule: float = field(default=0.12, metadata={"help": "Probability of the runner-up category."})
-    taste: float = field(default=1.8, metadata={"help": "How strongly brand and colour draw a user (log-odds)."})
+    rule: float = field(default=0.85, metadata={"help": "Probability of the category the last two point at."})
+    second_rule: float = field(default=0.08, metadata={"help": "Probability of the runner-up category."})
+    taste: float = field(
+        default=2.2, metadata={"help": "How strongly brand and colour draw a user (log-odds)."}
+    )
 
     def check(self) -> None:
         if not 1 <= self.items_per_category <= len(BRANDS) * len(COLOURS):
@@ -63,7 +79,9 @@ class ToyArgs:
         if self.num_users < 1:
             raise InputError(f"source_args.num_users: {self.num_users}; give at least 1")
         if min(self.rule, self.second_rule) < 0 or self.rule + self.second_rule > 1:
-            raise InputError(f"source_args.rule: {self.rule} + second_rule {self.second_rule} is no probability; at most 1")
+            raise InputError(
+                f"source_args.rule: {self.rule} + second_rule {self.second_rule} is no probability; at most 1"
+            )
 
 
 class ToyShop:
@@ -77,23 +95,38 @@ class ToyShop:
         rng = np.random.default_rng([args.seed, 0])
         pairs = len(BRANDS) * len(COLOURS)
         # Each category has its own draw of (brand, colour) pairs, so a title occurs once.
-        drawn = np.concatenate([rng.choice(pairs, args.items_per_category, replace=False) for _ in CATEGORIES])
+        drawn = np.concatenate(
+            [rng.choice(pairs, args.items_per_category, replace=False) for _ in CATEGORIES]
+        )
         self.category_N = np.repeat(np.arange(self.num_categories), args.items_per_category)
         self.brand_N, self.colour_N = drawn // len(COLOURS), drawn % len(COLOURS)
         self.tier_N = rng.integers(len(TIERS), size=self.num_items)
         self.feature_N = rng.integers(3, size=self.num_items)
         self.price_N = rng.uniform(0.9, 1.1, self.num_items)
         self.log_appeal_N = rng.normal(0.0, 0.2, self.num_items)
-        rows, columns, names = (rng.permutation(self.num_categories) for _ in range(3))
-        sums = rows[:, None] + columns[None, :]
-        # Latin squares: every row and every column holds each category once, hence flat one-step marginals.
-        self.rule_KK = names[sums % self.num_categories]
-        self.second_rule_KK = names[(sums + 1 + rng.integers(self.num_categories - 1)) % self.num_categories]
+        self.department_K = np.array([DEPARTMENTS.index(category[0]) for category in CATEGORIES])
+        self.rule_KM, self.second_rule_KM = self._draw_rule(rng), self._draw_rule(rng)
+
+    def _draw_rule(self, rng: np.random.Generator) -> np.ndarray:
+        """Category that follows [last category, department of the one before], int64 [K, M].
+
+        Per department of the last category it is a permutation of all categories: (department before last,
+        last) -> (department of last, next) is then one to one, so every state stays equally frequent and
+        either half alone tells little.
+        """
+        rule_KM = np.empty((self.num_categories, len(DEPARTMENTS)), dtype=np.int64)
+        for department in range(len(DEPARTMENTS)):
+            rule_KM[self.department_K == department] = rng.permutation(self.num_categories).reshape(
+                -1, len(DEPARTMENTS)
+            )
+        return rule_KM
 
     @cached_property
     def taste_weight_TN(self) -> np.ndarray:
         """Unnormalised weight of each item for each taste, float64 [T, N]."""
-        brand, colour, tier = np.meshgrid(*(np.arange(len(x)) for x in (BRANDS, COLOURS, TIERS)), indexing="ij")
+        brand, colour, tier = np.meshgrid(
+            *(np.arange(len(x)) for x in (BRANDS, COLOURS, TIERS)), indexing="ij"
+        )
         same = (brand.reshape(-1, 1) == self.brand_N).astype(float) + (colour.reshape(-1, 1) == self.colour_N)
         distance = np.abs(tier.reshape(-1, 1) - self.tier_N)
         return np.exp(self.args.taste * (same - 0.5 * distance) + self.log_appeal_N)
@@ -102,21 +135,27 @@ class ToyShop:
         """Distribution of the next category given the last two, float64 [K]."""
         noise = 1.0 - self.args.rule - self.args.second_rule
         probability_K = np.full(self.num_categories, noise / self.num_categories)
-        probability_K[self.rule_KK[before_last, last]] += self.args.rule
-        probability_K[self.second_rule_KK[before_last, last]] += self.args.second_rule
+        department = self.department_K[before_last]
+        probability_K[self.rule_KM[last, department]] += self.args.rule
+        probability_K[self.second_rule_KM[last, department]] += self.args.second_rule
         return probability_K
 
     def catalog(self) -> Catalog:
         rows = []
         for n in range(self.num_items):
             department, category, price, features, purpose = CATEGORIES[self.category_N[n]]
-            brand, colour, feature = BRANDS[self.brand_N[n]], COLOURS[self.colour_N[n]], features[self.feature_N[n]]
+            brand, colour, feature = (
+                BRANDS[self.brand_N[n]],
+                COLOURS[self.colour_N[n]],
+                features[self.feature_N[n]],
+            )
             tier, factor = TIERS[self.tier_N[n]]
             rows.append(
                 {
                     "item_id": f"P{n:04d}",
                     "title": f"{brand} {feature} {colour} {category}",
-                    "description": f"{feature.capitalize()} {category} in {colour} from {brand}'s {tier} range, for {purpose}.",
+                    "description": f"{feature.capitalize()} {category} in {colour} "
+                    f"from {brand}'s {tier} range, for {purpose}.",
                     "brand": brand,
                     "categories": [department, category],
                     "price": round(price * factor * self.price_N[n]) - 0.01,

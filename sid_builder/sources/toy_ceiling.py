@@ -1,4 +1,5 @@
-"""The Bayes ceiling of the toy shop: the best any model can score, from the true posterior over the next item.
+"""The Bayes ceiling of the toy shop: the best any model can score, from the true posterior over the next
+item.
 
 Legend: K categories, P items per category, N items, T tastes.
 """
@@ -12,8 +13,8 @@ from sid_builder.sources.toy import ToyShop
 def next_item_posterior(shop: ToyShop, history: np.ndarray) -> np.ndarray:
     """P(next item | history) under the generator, float64 [N]; items of the history have probability 0.
 
-    The taste is unknown to the reader: it is inferred from every item bought, each given its category and what was left
-    in it then. History must hold at least two items.
+    The taste is unknown to the reader: it is inferred from every item bought, each given its category and
+    what was left in it then. History must hold at least two items.
     """
     size = shop.args.items_per_category
     left_TKP = shop.taste_weight_TN.reshape(-1, shop.num_categories, size).copy()
