@@ -26,7 +26,9 @@ def check_attention(config: object) -> None:
     text_config = config.get_text_config()
     kinds = set(getattr(text_config, "layer_types", None) or ())
     if kinds - {"full_attention"}:
-        raise InputError(f"model: has {sorted(kinds - {'full_attention'})} layers; use a model with full attention only")
+        raise InputError(
+            f"model: has {sorted(kinds - {'full_attention'})} layers; use a model with full attention only"
+        )
     implementation = getattr(config, "_attn_implementation", None)
     if implementation not in (None, "sdpa", "eager"):
         raise InputError(f"attn_implementation: {implementation!r} takes no 4-D mask; use 'sdpa' or 'eager'")
@@ -43,6 +45,45 @@ class Branch:
     attach: int
     token_ids: Sequence[int]
     labels: Sequence[int] | None = None
+
+
+class _Row:
+    """Trees laid one after the other in a row; per token its tree, its branch (0: trunk) and how far it sees the trunk."""
+
+    def __init__(self) -> None:
+        self.ids: list[int] = []
+        self.labels: list[int] = []
+        self.positions: list[int] = []
+        self.reach: list[int] = []
+        self.tree_of: list[int] = []
+        self.branch_of: list[int] = []
+        self.num_trees = 0
+
+    def add(self, trunk: Sequence[int], branches: Sequence[Branch], labels: Sequence[int] | None) -> None:
+        offset, size = len(self.ids), len(trunk)
+        self.ids += trunk
+        self.labels += labels if labels is not None else [IGNORE] * size
+        self.positions += range(size)
+        self.reach += range(offset + 1, offset + size + 1)
+        self.branch_of += [0] * size
+        for number, branch in enumerate(branches, start=1):
+            length = len(branch.token_ids)
+            self.ids += branch.token_ids
+            self.labels += branch.labels if branch.labels is not None else [IGNORE] * length
+            self.positions += range(branch.attach + 1, branch.attach + 1 + length)
+            self.reach += [offset + branch.attach + 1] * length
+            self.branch_of += [number] * length
+        self.tree_of += [self.num_trees] * (len(self.ids) - offset)
+        self.num_trees += 1
+
+
+def _first_fit(sizes: Sequence[int]) -> list[int]:
+    """Row of each tree: largest trees first, each into the first row with room; rows are as wide as the largest tree."""
+    rows, room = [0] * len(sizes), [max(sizes)] * len(sizes)
+    for tree in sorted(range(len(sizes)), key=lambda tree: -sizes[tree]):
+        row = next(row for row, free in enumerate(room) if free >= sizes[tree])
+        rows[tree], room[row] = row, room[row] - sizes[tree]
+    return rows
 
 
 @dataclass(frozen=True)
@@ -85,38 +126,40 @@ class BranchBatch:
         branches: Sequence[Sequence[Branch]],
         pad_id: int,
         trunk_labels: Sequence[Sequence[int] | None] | None = None,
+        pack: bool = False,
     ) -> "BranchBatch":
-        """Whole trees, right-padded: trunk first, then its branches one after the other.
+        """Whole trees, right-padded: each trunk, then its branches one after the other.
 
         Args:
             trunk_labels: labels of the trunk's own tokens, already shifted (an ordinary example is a trunk alone).
+            pack: lay several small trees into one row, as wide as the largest tree; no tree sees another. Without it, row b
+                is tree b.
         """
         trunk_labels = trunk_labels or [None] * len(trunks)
-        rows = []
-        for trunk, own, own_labels in zip(trunks, branches, trunk_labels, strict=True):
-            ids, labels = list(trunk), list(own_labels or [IGNORE] * len(trunk))
-            reach, branch_of, positions = list(range(1, len(trunk) + 1)), [0] * len(trunk), list(range(len(trunk)))
-            for number, branch in enumerate(own, start=1):
-                size = len(branch.token_ids)
-                ids += branch.token_ids
-                labels += branch.labels if branch.labels is not None else [IGNORE] * size
-                reach += [branch.attach + 1] * size
-                branch_of += [number] * size
-                positions += range(branch.attach + 1, branch.attach + 1 + size)
-            rows.append((ids, labels, reach, branch_of, positions))
-        width = max(len(row[0]) for row in rows)
+        sizes = [
+            len(trunk) + sum(len(branch.token_ids) for branch in own)
+            for trunk, own in zip(trunks, branches, strict=True)
+        ]
+        rows = [_Row() for _ in sizes]
+        for tree, row in enumerate(_first_fit(sizes) if pack else range(len(sizes))):
+            rows[row].add(trunks[tree], branches[tree], trunk_labels[tree])
+        rows = [row for row in rows if row.ids]
+        width = max(len(row.ids) for row in rows)
 
-        def padded(column: int, fill: int) -> torch.Tensor:
-            return torch.tensor([row[column] + [fill] * (width - len(row[column])) for row in rows], dtype=torch.long)
+        def padded(name: str, fill: int) -> torch.Tensor:
+            lists = [getattr(row, name) for row in rows]
+            return torch.tensor([values + [fill] * (width - len(values)) for values in lists], dtype=torch.long)
 
-        reach, branch_of = padded(2, 0), padded(3, -1)
-        padding = branch_of < 0
+        reach, tree_of, branch_of = padded("reach", 0), padded("tree_of", -1), padded("branch_of", -1)
         columns = torch.arange(width)
+        same_tree = tree_of[:, None, :] == tree_of[:, :, None]
         on_trunk = (branch_of == 0)[:, None, :] & (columns < reach[:, :, None])
-        same = (branch_of[:, None, :] == branch_of[:, :, None]) & (branch_of > 0)[:, :, None]
-        visible = on_trunk | same & (columns[None, :] <= columns[:, None])
+        same_branch = (branch_of[:, None, :] == branch_of[:, :, None]) & (branch_of > 0)[:, :, None]
+        visible = same_tree & (on_trunk | same_branch & (columns[None, :] <= columns[:, None]))
         visible |= torch.eye(width, dtype=torch.bool)
-        return BranchBatch(padded(0, pad_id), padded(4, 0), visible, padding, padded(1, IGNORE))
+        return BranchBatch(
+            padded("ids", pad_id), padded("positions", 0), visible, tree_of < 0, padded("labels", IGNORE)
+        )
 
     def grow(self, parent_BK: torch.Tensor, token_BK: torch.Tensor) -> "BranchBatch":
         """One token behind K query rows each: the next forward pass over a cache that holds all columns so far.

@@ -64,9 +64,13 @@ class PromptPack:
         registered = PACKS.get(str(name_or_path))
         path = Path(__file__).parent / registered if registered else Path(name_or_path)
         if not path.is_file():
-            raise InputError(f"prompt_pack: {name_or_path!r} is neither one of {sorted(PACKS)} nor a YAML file")
+            raise InputError(
+                f"prompt_pack: {name_or_path!r} is neither one of {sorted(PACKS)} nor a YAML file"
+            )
         return build_dataclass(PromptPack, load_yaml(path), f"prompt_pack {path.name}")
 
     def save(self, path: Path) -> None:
         content = dataclasses.asdict(self)
-        path.write_text(yaml.safe_dump(content, sort_keys=True, allow_unicode=True, width=110), encoding="utf-8")
+        path.write_text(
+            yaml.safe_dump(content, sort_keys=True, allow_unicode=True, width=110), encoding="utf-8"
+        )

@@ -37,7 +37,9 @@ class PromptTemplate:
         self.index = index
         self.vocabulary = SidVocabulary.of(tokenizer, index.semantic_ids)
         if pack.chat_template is None and not tokenizer.chat_template:
-            raise InputError("prompt_pack: the tokenizer has no chat template; use --prompt_pack plain, or one that has it")
+            raise InputError(
+                "prompt_pack: the tokenizer has no chat template; use --prompt_pack plain, or one that has it"
+            )
         self._chat_template = pack.chat_template or tokenizer.chat_template
 
     def _frame(self, messages: list[dict[str, str]], generation_prompt: bool) -> str:
@@ -56,7 +58,9 @@ class PromptTemplate:
         after = self._frame(turns, generation_prompt=False).partition(_MARK)[2]
         ids = self.tokenizer.encode(after, add_special_tokens=False)
         if not ids:
-            raise InputError("prompt_pack: the chat template puts nothing after an answer; end it with eos_token")
+            raise InputError(
+                "prompt_pack: the chat template puts nothing after an answer; end it with eos_token"
+            )
         return ids[0]
 
     def messages(self, user: str) -> list[dict[str, str]]:
@@ -86,15 +90,27 @@ class PromptTemplate:
         if "{history_sids}" in text:
             fields = {**fields, "history_sids": self.spell_history(history)}
         if "{history_titles}" in text:
-            fields = {**fields, "history_titles": ", ".join(self.index.catalog.titles[int(item)] for item in history)}
+            fields = {
+                **fields,
+                "history_titles": ", ".join(self.index.catalog.titles[int(item)] for item in history),
+            }
         return text.format(**fields)
 
     def render(
-        self, task: str, item: int, history: Sequence[int] | np.ndarray = (), wording: int = 0, query: str = ""
+        self,
+        task: str,
+        item: int,
+        history: Sequence[int] | np.ndarray = (),
+        wording: int = 0,
+        query: str = "",
     ) -> Rendered:
         """One example: the prompt of `task` in its `wording`-th template and the answer for `item` (an item_index)."""
         template = self.pack.templates(task)[wording]
-        fields = {"sid": self.index.semantic_ids.spell(item), "title": self.index.catalog.titles[item], "query": query}
+        fields = {
+            "sid": self.index.semantic_ids.spell(item),
+            "title": self.index.catalog.titles[item],
+            "query": query,
+        }
         prompt_ids = self.encode_prompt(self.user_text(template, history, **fields))
         answer_ids = self.tokenizer.encode(template.answer.format(**fields), add_special_tokens=False)
         return Rendered(prompt_ids, [*answer_ids, self.end_id])
@@ -106,11 +122,15 @@ class PromptTemplate:
     @cached_property
     def _seqrec_frame(self) -> tuple[list[int], list[int], list[int]]:
         template = self.pack.templates("seqrec")[0]
-        framed = self._frame(self.messages(template.user.replace("{history_sids}", _MARK)), generation_prompt=True)
+        framed = self._frame(
+            self.messages(template.user.replace("{history_sids}", _MARK)), generation_prompt=True
+        )
         before, mark, after = framed.partition(_MARK)
         assert mark, "seqrec's first wording must hold {history_sids}"
         encode = self.tokenizer.encode
-        return tuple(encode(text, add_special_tokens=False) for text in (before, self.pack.history_separator, after))
+        return tuple(
+            encode(text, add_special_tokens=False) for text in (before, self.pack.history_separator, after)
+        )
 
     def seqrec_pieces(self) -> tuple[list[int], list[int], list[int]]:
         """Token ids before the history, between two items and after the history of a seqrec prompt.

@@ -29,7 +29,9 @@ class SidVocabulary:
         known = tokenizer.get_vocab()
         tables = []
         for level, size in enumerate(semantic_ids.level_sizes):
-            ids = np.array([known.get(semantic_ids.token(level, code), -1) for code in range(size)], dtype=np.int64)
+            ids = np.array(
+                [known.get(semantic_ids.token(level, code), -1) for code in range(size)], dtype=np.int64
+            )
             column = semantic_ids.codes_NL[:, level]
             used = np.unique(column[column >= 0])
             missing = used[ids[used] < 0]
@@ -44,7 +46,9 @@ class SidVocabulary:
         probe = "".join(semantic_ids.spell(0))
         encoded = tokenizer.encode(probe, add_special_tokens=False)
         if encoded != vocabulary.encode(semantic_ids.codes_NL[0]):
-            raise InputError(f"tokenizer: splits the SID {probe!r} into {encoded}; add SID tokens as whole tokens")
+            raise InputError(
+                f"tokenizer: splits the SID {probe!r} into {encoded}; add SID tokens as whole tokens"
+            )
         return vocabulary
 
     @property

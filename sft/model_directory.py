@@ -28,7 +28,9 @@ def write_model_directory(
     Args:
         interactions_dir: a saved `Interactions` to carry along, or None (such a model can be served, not evaluated).
     """
-    with writing(path, MODEL_KIND, config=config, inputs=inputs, seeds=seeds, overwrite=overwrite) as artifact:
+    with writing(
+        path, MODEL_KIND, config=config, inputs=inputs, seeds=seeds, overwrite=overwrite
+    ) as artifact:
         save_parts(artifact.path, tokenizer, pack, index, interactions_dir)
         model.save_pretrained(artifact.path)
         artifact.summary.update(

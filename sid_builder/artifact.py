@@ -42,7 +42,9 @@ class Artifact:
         """Read every file and compare its sha256 with the manifest; InputError names the first that differs."""
         for name, entry in self.manifest["files"].items():
             if sha256_file(self.path / name) != entry["sha256"]:
-                raise InputError(f"{self.path / name}: content differs from {MANIFEST} (sha256); build this artefact again")
+                raise InputError(
+                    f"{self.path / name}: content differs from {MANIFEST} (sha256); build this artefact again"
+                )
 
 
 def sha256_file(path: Path) -> str:
@@ -63,7 +65,17 @@ def code_version() -> dict[str, str | None]:
     root = Path(__file__).resolve().parent.parent
     commit = None
     if (root / ".git").exists():
-        describe = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12", "--exclude", "*"]
+        describe = [
+            "git",
+            "-C",
+            str(root),
+            "describe",
+            "--always",
+            "--dirty",
+            "--abbrev=12",
+            "--exclude",
+            "*",
+        ]
         done = subprocess.run(describe, capture_output=True, text=True)
         commit = done.stdout.strip() or None
     return {"version": release, "commit": commit}
@@ -194,7 +206,9 @@ def check_output(path: Path, overwrite: bool) -> None:
     if not overwrite:
         raise InputError(f"output_dir: {path} exists already; choose another directory or pass --overwrite")
     if not path.is_dir() or (any(path.iterdir()) and not (path / MANIFEST).exists()):
-        raise InputError(f"output_dir: {path} is not an artefact of sidereal, so --overwrite will not replace it")
+        raise InputError(
+            f"output_dir: {path} is not an artefact of sidereal, so --overwrite will not replace it"
+        )
 
 
 def open_artifact(path: str | Path, kind: str, newest_format: int = 1) -> Artifact:
@@ -208,7 +222,9 @@ def open_artifact(path: str | Path, kind: str, newest_format: int = 1) -> Artifa
     if not path.exists():
         raise InputError(f"{path}: no such directory; expected a {kind!r} artefact")
     if not manifest_path.is_file():
-        raise InputError(f"{path}: has no {MANIFEST}, so it is incomplete or not a {kind!r} artefact; build it again")
+        raise InputError(
+            f"{path}: has no {MANIFEST}, so it is incomplete or not a {kind!r} artefact; build it again"
+        )
     try:
         manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -216,11 +232,15 @@ def open_artifact(path: str | Path, kind: str, newest_format: int = 1) -> Artifa
     if manifest.get("kind") != kind:
         raise InputError(f"{path}: is a {manifest.get('kind')!r} artefact, but a {kind!r} one is needed here")
     if manifest.get("format", 0) > newest_format:
-        raise InputError(f"{path}: format {manifest['format']} is newer than {newest_format}; upgrade sidereal")
+        raise InputError(
+            f"{path}: format {manifest['format']} is newer than {newest_format}; upgrade sidereal"
+        )
     for name, entry in manifest["files"].items():
         file = path / name
         size = file.stat().st_size if file.is_file() else None
         if size != entry["bytes"]:
             seen = "is missing" if size is None else f"has {size} bytes"
-            raise InputError(f"{file}: {seen}, {MANIFEST} says {entry['bytes']} bytes; build this artefact again")
+            raise InputError(
+                f"{file}: {seen}, {MANIFEST} says {entry['bytes']} bytes; build this artefact again"
+            )
     return Artifact(path, manifest)

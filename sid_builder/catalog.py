@@ -51,7 +51,9 @@ class Catalog:
         for row, label in zip(rows, labels, strict=True):
             item_id = _text_id(row.get("item_id"), label)
             if item_id in first_row:
-                raise InputError(f"{label}: item_id {item_id!r} is a duplicate of {first_row[item_id]}; keep one row per item")
+                raise InputError(
+                    f"{label}: item_id {item_id!r} is a duplicate of {first_row[item_id]}; keep one row per item"
+                )
             first_row[item_id] = label
             columns["item_id"].append(item_id)
             for name in ("title", "description", "brand"):
@@ -82,7 +84,9 @@ class Catalog:
         """Dense index of the user's key; InputError names a key that is not in the catalogue."""
         index = self._index_of.get(str(item_id))
         if index is None:
-            raise InputError(f"item_id: {item_id!r} is not in the catalogue of {self.num_items} items; check the key")
+            raise InputError(
+                f"item_id: {item_id!r} is not in the catalogue of {self.num_items} items; check the key"
+            )
         return index
 
     def row(self, item_index: int) -> dict[str, Any]:
@@ -93,7 +97,9 @@ class Catalog:
         """One line of text per item for encoders: the given fields that are not empty, joined by ". "."""
         for name in fields:
             if name not in self.table.column_names:
-                raise InputError(f"text_fields: {name!r} is no catalogue column; use {self.table.column_names}")
+                raise InputError(
+                    f"text_fields: {name!r} is no catalogue column; use {self.table.column_names}"
+                )
         columns = [self.table.column(name).to_pylist() for name in fields]
         return [". ".join(_flat(value) for value in values if value) for values in zip(*columns, strict=True)]
 

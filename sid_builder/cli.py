@@ -78,7 +78,11 @@ def check_value(field: str, annotation: Any, value: Any) -> Any:
             try:
                 return check_value(field, member, value)
             except InputError:
-                if len([m for m in members if m is not type(None)]) == 1 and member is not type(None) and value is not None:
+                if (
+                    len([m for m in members if m is not type(None)]) == 1
+                    and member is not type(None)
+                    and value is not None
+                ):
                     raise
         raise InputError(f"{field}: {value!r} is not of type {' | '.join(map(_name, members))}")
     if origin is Literal:
@@ -111,7 +115,11 @@ def check_value(field: str, annotation: Any, value: Any) -> Any:
         return value
     elif annotation in (bool, str, type(None)) and isinstance(value, annotation):
         return value
-    elif isinstance(annotation, type) and annotation not in (float, int, bool, str, type(None)) and isinstance(value, annotation):
+    elif (
+        isinstance(annotation, type)
+        and annotation not in (float, int, bool, str, type(None))
+        and isinstance(value, annotation)
+    ):
         return value
     raise InputError(f"{field}: {value!r} is not of type {_name(annotation)}")
 
@@ -191,7 +199,10 @@ def parse(
         (first,) = _parse([own], [], values, rest, description, strict=False)
         if hasattr(first, "check"):
             first.check()
-    classes = [own, *(getattr(importlib.import_module(m), c) for m, _, c in (path.partition(":") for path in lazy))]
+    classes = [
+        own,
+        *(getattr(importlib.import_module(m), c) for m, _, c in (path.partition(":") for path in lazy)),
+    ]
     parsed = _parse(classes, own_defaults or {}, values, rest, description, strict=True)
     if hasattr(parsed[0], "check"):
         parsed[0].check()
@@ -220,7 +231,12 @@ def _take_config(argv: list[str]) -> tuple[str | None, list[str]]:
 
 
 def _parse(
-    classes: list[type], own_defaults: Any, values: dict, argv: list[str], description: str | None, strict: bool
+    classes: list[type],
+    own_defaults: Any,
+    values: dict,
+    argv: list[str],
+    description: str | None,
+    strict: bool,
 ) -> tuple[Any, ...]:
     parser = _parser_class()(classes, description=description, allow_abbrev=False)
     parser.add_argument("--config", metavar="FILE", help="YAML file of defaults; flags override it")

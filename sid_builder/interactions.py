@@ -72,7 +72,9 @@ class Interactions:
         return len(self.items_I)
 
     @staticmethod
-    def leave_one_out(users: list[str], sequences: list[np.ndarray], timestamps: list[np.ndarray] | None = None):
+    def leave_one_out(
+        users: list[str], sequences: list[np.ndarray], timestamps: list[np.ndarray] | None = None
+    ):
         """Of s_1..s_n with n >= 3, train is s_1..s_{n-2}, valid asks for s_{n-1}, test for s_n; shorter ones are train's."""
         lengths = np.array([len(sequence) for sequence in sequences], dtype=np.int64)
         if len(lengths) == 0 or lengths.sum() == 0:
@@ -107,7 +109,9 @@ class Interactions:
         """How often each item occurs among train's interactions, int64 [N]."""
         position = np.arange(self.num_interactions) - np.repeat(self.indptr_S1[:-1], np.diff(self.indptr_S1))
         lengths = np.diff(self.indptr_S1)
-        keep = (position >= np.repeat(self.train_lo_S, lengths)) & (position < np.repeat(self.train_hi_S, lengths))
+        keep = (position >= np.repeat(self.train_lo_S, lengths)) & (
+            position < np.repeat(self.train_hi_S, lengths)
+        )
         items = self.items_I[keep]
         return np.bincount(items[items >= 0], minlength=num_items)
 
@@ -124,10 +128,14 @@ class Interactions:
         bad = (self.items_I >= num_items) | (self.items_I < -1)
         if bad.any():
             value = int(self.items_I[np.argmax(bad)])
-            raise InputError(f"interactions: item_index {value} is outside the catalogue of {num_items} items")
+            raise InputError(
+                f"interactions: item_index {value} is outside the catalogue of {num_items} items"
+            )
         train_targets = self.histories("train").targets_C
         if (train_targets < 0).any():
-            raise InputError("interactions: a train target is not in the catalogue; drop the row or add the item")
+            raise InputError(
+                "interactions: a train target is not in the catalogue; drop the row or add the item"
+            )
 
     def save(self, directory: Path) -> None:
         """Write `interactions.parquet` (one row per interaction) and `sequences.parquet` (one row per sequence)."""

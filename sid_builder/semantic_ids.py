@@ -40,7 +40,9 @@ class SemanticIds:
             raise InputError(f"token_pattern: {self.pattern!r} needs one {{letter}} and one {{code}}")
         low, high = codes.min(axis=0, initial=0), codes.max(axis=0, initial=-1)
         if (low < -1).any() or (high >= np.array(self.level_sizes)).any():
-            raise InputError(f"codes: values outside level_sizes {self.level_sizes}: minima {low}, maxima {high}")
+            raise InputError(
+                f"codes: values outside level_sizes {self.level_sizes}: minima {low}, maxima {high}"
+            )
         padded = codes < 0
         if padded[:, 0].any() or (padded[:, :-1] & ~padded[:, 1:]).any():
             raise InputError("codes: -1 may only pad the end of a row, and never the first level")
@@ -58,11 +60,15 @@ class SemanticIds:
 
     def all_tokens(self) -> list[str]:
         """Every token of every codebook, used or not, level by level in code order: the order they enter a vocabulary."""
-        return [self.token(level, code) for level, size in enumerate(self.level_sizes) for code in range(size)]
+        return [
+            self.token(level, code) for level, size in enumerate(self.level_sizes) for code in range(size)
+        ]
 
     def spell(self, item_index: int) -> str:
         """SID of an item as text, such as "<a_12><b_200><c_7>"."""
-        return "".join(self.token(level, code) for level, code in enumerate(self.codes_NL[item_index]) if code >= 0)
+        return "".join(
+            self.token(level, code) for level, code in enumerate(self.codes_NL[item_index]) if code >= 0
+        )
 
     @cached_property
     def _token_regex(self) -> re.Pattern:
@@ -74,9 +80,17 @@ class SemanticIds:
         """Codes of a text that is exactly one SID (spaces around it allowed), or None."""
         codes, end, text = [], 0, text.strip()
         for match in self._token_regex.finditer(text):
-            letter, code = match.groups() if self.pattern.index("{letter}") < self.pattern.index("{code}") else match.groups()[::-1]
+            letter, code = (
+                match.groups()
+                if self.pattern.index("{letter}") < self.pattern.index("{code}")
+                else match.groups()[::-1]
+            )
             level = len(codes)
-            fits = level < self.depth and letter == string.ascii_lowercase[level] and int(code) < self.level_sizes[level]
+            fits = (
+                level < self.depth
+                and letter == string.ascii_lowercase[level]
+                and int(code) < self.level_sizes[level]
+            )
             if match.start() != end or not fits:
                 return None
             codes.append(int(code))

@@ -46,7 +46,9 @@ class SidIndex:
             np.save(artifact.path / "train_counts.npy", self.train_counts_N.astype(np.int64))
             self.trie.save(artifact.path / "trie")
             write_json(artifact.path / "sids.json", {"level_sizes": ids.level_sizes, "pattern": ids.pattern})
-            artifact.summary.update(num_items=ids.num_items, depth=ids.depth, collision_rate=ids.collision_rate)
+            artifact.summary.update(
+                num_items=ids.num_items, depth=ids.depth, collision_rate=ids.collision_rate
+            )
 
     @staticmethod
     def load(directory: str | Path) -> "SidIndex":

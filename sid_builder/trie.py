@@ -195,4 +195,6 @@ def _check_prefix_free(tok: np.ndarray, indptr: np.ndarray, level: int) -> None:
         return
     nodes = np.searchsorted(indptr, ends, side="right") - 1
     if (np.diff(indptr.astype(np.int64))[nodes] != 1).any():
-        raise InputError(f"codes: an SID of {level} levels is the prefix of a longer one; append a token to every item")
+        raise InputError(
+            f"codes: an SID of {level} levels is the prefix of a longer one; append a token to every item"
+        )

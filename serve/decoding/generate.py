@@ -29,7 +29,9 @@ def decode(
     from transformers import GenerationConfig
 
     if filters is not None or score != "full" or constraint != "trie":
-        raise InputError("decoder: 'generate' takes no filters and only score='full', constraint='trie'; use 'tree_beam'")
+        raise InputError(
+            "decoder: 'generate' takes no filters and only score='full', constraint='trie'; use 'tree_beam'"
+        )
     if any((tok == 0xFFFF).any() for tok in trie.trie.tok):
         raise InputError("decoder: 'generate' cannot end short SIDs; use 'tree_beam'")
     width = max(len(prompt) for prompt in prompts)

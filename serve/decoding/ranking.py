@@ -41,11 +41,15 @@ class Ranking:
         trie: SidTrie, leaves_B: np.ndarray, scores_B: np.ndarray, item_filter: ItemFilter | None = None
     ) -> "Ranking":
         """Expand leaves in rank order into their items: most frequent in train first, filtered ones dropped."""
-        groups = [trie.items_of_leaf(int(leaf)) for leaf in leaves_B]
-        items = np.concatenate(groups).astype(np.int64) if groups else np.empty(0, dtype=np.int64)
-        scores = np.repeat(scores_B, [len(group) for group in groups])
+        sizes = trie.leaf_size_M[leaves_B]
+        offsets = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+        first = leaves_B + np.searchsorted(trie.extra_X, leaves_B)
+        items = trie.leaf_items_N[np.repeat(first, sizes) + offsets].astype(np.int64)
+        scores = np.repeat(scores_B, sizes)
         if item_filter is not None:
             kept = item_filter.keeps(items)
             items, scores = items[kept], scores[kept]
         legal = np.ones(len(leaves_B), dtype=bool)
-        return Ranking(items, scores.astype(np.float32), trie.codes_ML[leaves_B], scores_B.astype(np.float32), legal)
+        return Ranking(
+            items, scores.astype(np.float32), trie.codes_ML[leaves_B], scores_B.astype(np.float32), legal
+        )

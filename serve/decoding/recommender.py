@@ -36,7 +36,9 @@ class Recommender:
     def interactions(self) -> Interactions:
         """The interactions the model directory carries, for evaluation and RL."""
         if self.path is None or not (self.path / "interactions").is_dir():
-            raise InputError(f"{self.path}: carries no interactions/; copy them from the SID directory it was trained on")
+            raise InputError(
+                f"{self.path}: carries no interactions/; copy them from the SID directory it was trained on"
+            )
         return Interactions.load(self.path / "interactions")
 
     @staticmethod
@@ -61,5 +63,7 @@ class Recommender:
         rows = model.get_input_embeddings().weight.shape[0]
         highest = int(template.vocabulary.all_ids.max())
         if highest >= rows:
-            raise InputError(f"{path}: token id {highest} is beyond the model's {rows} embedding rows; merge the adapter again")
+            raise InputError(
+                f"{path}: token id {highest} is beyond the model's {rows} embedding rows; merge the adapter again"
+            )
         return Recommender(model.to(device).eval(), tokenizer, index, template, path)

@@ -109,8 +109,12 @@ class _TreeBeam:
             local = candidates.row_E[first:last] - start
             values = logits[local, slot[first:last]]
             if self.score == "trie":
-                peak = torch.full((len(block),), -torch.inf, device=slot.device).scatter_reduce(0, local, values, "amax")
-                total = torch.zeros(len(block), device=slot.device).index_add(0, local, (values - peak[local]).exp())
+                peak = torch.full((len(block),), -torch.inf, device=slot.device).scatter_reduce(
+                    0, local, values, "amax"
+                )
+                total = torch.zeros(len(block), device=slot.device).index_add(
+                    0, local, (values - peak[local]).exp()
+                )
                 norm = peak + total.log()
             else:
                 norm = logits.logsumexp(dim=1)
@@ -118,7 +122,9 @@ class _TreeBeam:
         return scores.masked_fill_(candidates.token_E < 0, 0.0)
 
     @torch.inference_mode()
-    def constrained(self, prompts: Sequence[Sequence[int]], filters: Sequence[ItemFilter | None]) -> list[Ranking]:
+    def constrained(
+        self, prompts: Sequence[Sequence[int]], filters: Sequence[ItemFilter | None]
+    ) -> list[Ranking]:
         trie, num_requests = self.trie, len(prompts)
         leaf_filters = LeafFilters(trie, filters)
         batch = BranchBatch.from_trunks(prompts, pad_id=0).to(trie.device)
@@ -134,7 +140,9 @@ class _TreeBeam:
             request_E = candidates.row_E // width
             step_E = self._candidate_scores(hidden_BQH.flatten(0, 1), candidates)
             total_E = scores_BK.flatten()[candidates.row_E] + step_E
-            chosen_BK, scores_BK = select_beams(total_E, request_E, candidates.child_E, num_requests, self.num_beams)
+            chosen_BK, scores_BK = select_beams(
+                total_E, request_E, candidates.child_E, num_requests, self.num_beams
+            )
             if chosen_BK.shape[1] == 0:
                 break
             # Slots without a beam point at candidate 0: their score is -inf and stays so.

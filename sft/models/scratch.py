@@ -19,8 +19,12 @@ class ScratchConfig:
     num_heads: int = field(default=4, metadata={"help": "attention heads; also key-value heads"})
     intermediate_size: int = field(default=384, metadata={"help": "width of the MLP"})
     tie_word_embeddings: bool = field(default=True, metadata={"help": "share input and output embeddings"})
-    attention_dropout: float = field(default=0.0, metadata={"help": "dropout on attention weights while training"})
-    text_vocab_size: int = field(default=2048, metadata={"help": "most byte-pair tokens learnt from the catalogue's text"})
+    attention_dropout: float = field(
+        default=0.0, metadata={"help": "dropout on attention weights while training"}
+    )
+    text_vocab_size: int = field(
+        default=2048, metadata={"help": "most byte-pair tokens learnt from the catalogue's text"}
+    )
     max_position_embeddings: int = field(default=1024, metadata={"help": "longest sequence"})
 
 
@@ -42,7 +46,9 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=PAD, eos_token=END_OF_TEXT)
 
 
-def build_model(config: ScratchConfig, vocab_size: int, eos_token_id: int, pad_token_id: int, seed: int) -> Any:
+def build_model(
+    config: ScratchConfig, vocab_size: int, eos_token_id: int, pad_token_id: int, seed: int
+) -> Any:
     """A randomly initialised causal LM in fp32.
 
     Raises:
@@ -51,7 +57,9 @@ def build_model(config: ScratchConfig, vocab_size: int, eos_token_id: int, pad_t
     from transformers import AutoConfig, AutoModelForCausalLM, set_seed
 
     if config.architecture not in ("qwen2", "qwen3", "llama"):
-        raise InputError(f"from_scratch.architecture: {config.architecture!r} is not one of ['llama', 'qwen2', 'qwen3']")
+        raise InputError(
+            f"from_scratch.architecture: {config.architecture!r} is not one of ['llama', 'qwen2', 'qwen3']"
+        )
     if config.hidden_size % config.num_heads:
         raise InputError(
             f"from_scratch.hidden_size: {config.hidden_size} is no multiple of num_heads {config.num_heads}"

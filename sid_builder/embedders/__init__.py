@@ -21,8 +21,8 @@ def check_embeddings(embeddings_ND: np.ndarray, num_items: int, embedder: str) -
         raise InputError(
             f"{field} gave shape {embeddings_ND.shape} for {num_items} items; expected one row per item"
         )
-    # Cast first: a float64 value may overflow float32.
-    embeddings_ND = np.ascontiguousarray(embeddings_ND, dtype=np.float32)
+    with np.errstate(over="ignore"):  # a float64 value beyond float32 becomes infinite and is reported below
+        embeddings_ND = np.ascontiguousarray(embeddings_ND, dtype=np.float32)
     finite_N = np.isfinite(embeddings_ND).all(axis=1)
     if not finite_N.all():
         row = int(np.argmin(finite_N))

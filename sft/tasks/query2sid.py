@@ -1,0 +1,30 @@
+"""A few of an item's words -> its SID: how people ask when they do not know the title."""
+
+import re
+from collections.abc import Iterator
+
+import numpy as np
+
+from sft.examples import TaskContext, TaskExample
+from sft.tasks.wordings import draw
+
+_WORD = re.compile(r"[\w'-]+")
+_MOST_WORDS = 5
+
+
+def examples(context: TaskContext, rng: np.random.Generator) -> Iterator[TaskExample]:
+    """One row per item: one to five words of its title, brand and categories, in their order or shuffled."""
+    for item, text in enumerate(context.index.catalog.texts(("title", "brand", "categories"))):
+        words = list(dict.fromkeys(_WORD.findall(text)))
+        if not words:
+            continue
+        size = int(rng.integers(1, min(_MOST_WORDS, len(words)) + 1))
+        chosen = rng.choice(len(words), size=size, replace=False)
+        if rng.random() < 0.5:
+            chosen = np.sort(chosen)
+        query = " ".join(words[word] for word in chosen)
+        query = query if rng.random() < 0.5 else query.lower()
+        rendered = context.template.render(
+            "query2sid", item, wording=draw(context, "query2sid", rng), query=query
+        )
+        yield TaskExample.of("query2sid", rendered, item)

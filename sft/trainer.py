@@ -1,0 +1,105 @@
+"""TRL's SFTTrainer over trunks and branches."""
+
+from typing import Any
+
+import datasets
+import numpy as np
+from peft import LoraConfig
+from transformers import TrainerCallback
+from trl import SFTConfig, SFTTrainer
+
+from prompts.branches import check_attention
+from prompts.template import PromptTemplate
+from serve.decoding.recommender import Recommender
+from sft.arguments import SftArguments
+from sft.examples import BranchCollator
+from sft.vocabulary import trainable_rows
+from sid_builder.interactions import Interactions
+
+
+def lora_config(args: SftArguments, model: Any, sid_token_ids: list[int]) -> LoraConfig:
+    """Adapters on the linear layers, and the SID rows (or the whole embeddings) trained beside them."""
+    options = args.lora
+    settings: dict[str, Any] = {
+        "r": options.r,
+        "lora_alpha": options.alpha,
+        "lora_dropout": options.dropout,
+        "target_modules": options.target_modules,
+        "task_type": "CAUSAL_LM",
+    }
+    if args.new_token_training == "rows":
+        settings["trainable_token_indices"] = trainable_rows(model, sid_token_ids)
+    else:
+        settings["modules_to_save"] = ["embed_tokens", "lm_head"]
+        settings["ensure_weight_tying"] = bool(model.config.get_text_config().tie_word_embeddings)
+    return LoraConfig(**settings)
+
+
+class SidTrainer(SFTTrainer):
+    """SFTTrainer with our collator, and the valid ranking measured while training."""
+
+    def __init__(
+        self,
+        model: Any,
+        config: SFTConfig,
+        table: datasets.Dataset,
+        tokenizer: Any,
+        template: PromptTemplate,
+        interactions: Interactions,
+        valid_cases: int = 0,
+        peft_config: LoraConfig | None = None,
+    ) -> None:
+        check_attention(model.config)
+        super().__init__(
+            model=model,
+            args=config,
+            train_dataset=table,
+            processing_class=tokenizer,
+            data_collator=BranchCollator(tokenizer.pad_token_id, model.dtype),
+            peft_config=peft_config,
+        )
+        head = self.accelerator.unwrap_model(self.model).get_output_embeddings()
+        if not hasattr(head, "bias"):
+            # TRL 1.16's fused head reads `lm_head.bias`, which PEFT's TrainableTokensWrapper lacks. Delete this when
+            # test_trl_still_needs_the_bias fails.
+            head.bias = None
+        if valid_cases:
+            recommender = Recommender(self.model, tokenizer, template.index, template)
+            self.add_callback(ValidRanking(self, recommender, interactions, valid_cases, config.seed))
+
+    def compute_loss(self, model: Any, inputs: dict, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
+        """SFTTrainer's, with tokens counted from a 4-D mask (its own count sums a 2-D one)."""
+        seen = self._total_train_tokens
+        mode = "train" if self.model.training else "eval"
+        result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        if mode == "train":
+            # Padding sees itself alone and nobody sees it; every real token has at least one neighbour.
+            sees = (inputs["attention_mask"] == 0).squeeze(1)
+            real = (sees.sum(dim=1) > 1) | (sees.sum(dim=2) > 1)
+            self._total_train_tokens = seen + int(self.accelerator.gather_for_metrics(real.sum()).sum())
+            self._metrics[mode]["num_tokens"] = [self._total_train_tokens]
+        return result
+
+
+class ValidRanking(TrainerCallback):
+    """HR@10 and NDCG@10 of a fixed subset of valid, logged at every epoch's end."""
+
+    def __init__(
+        self, trainer: SidTrainer, recommender: Recommender, interactions: Interactions, num_cases: int, seed: int
+    ) -> None:
+        histories = interactions.histories("valid")
+        cases = np.random.default_rng(seed).permutation(len(histories))[:num_cases]
+        self.trainer, self.recommender = trainer, recommender
+        self.histories = histories.take(np.sort(cases))
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if not state.is_world_process_zero:
+            return
+        from serve.evaluation.model_ranking import evaluate
+
+        self.recommender.model = self.trainer.accelerator.unwrap_model(self.trainer.model)
+        was_training = self.recommender.model.training
+        self.recommender.model.eval()
+        result = evaluate(self.recommender, self.histories, num_beams=50, progress=False)
+        self.recommender.model.train(was_training)
+        self.trainer.log({"valid_hr@10": result.hit_rate(10), "valid_ndcg@10": result.ndcg(10)})
