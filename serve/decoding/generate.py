@@ -1,4 +1,4 @@
-"""transformers' own constrained beam search, for models the tree beam refuses and as the reference it is held against."""
+"""transformers' own constrained beam search: for models the tree beam refuses, and the reference for it."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -20,17 +20,21 @@ def decode(
     score: str = "full",
     constraint: str = "trie",
 ) -> list[Ranking]:
-    """Same contract as `tree_beam.decode`, without filters, with full-vocabulary scores, for fixed-length SIDs.
+    """Same contract as `tree_beam.decode`, without filters, full-vocabulary scores, SIDs of fixed length.
 
-    Runs `generate(num_beams=k, num_return_sequences=k, length_penalty=0, prefix_allowed_tokens_fn=...)` under a generation_config
-    of our own, so that sampling or penalties of the checkpoint's cannot leak in. A request with fewer than k legal
-    SIDs gets those alone.
+    Runs `generate(num_beams=k, num_return_sequences=k, length_penalty=0, prefix_allowed_tokens_fn=...)` under
+    a generation_config of our own, so that sampling or penalties of the checkpoint's cannot leak in. A
+    request with fewer than k legal SIDs gets those alone.
     """
     from transformers import GenerationConfig
 
-    if filters is not None or score != "full" or constraint != "trie":
+    if any(item_filter is not None for item_filter in filters or ()):
         raise InputError(
-            "decoder: 'generate' takes no filters and only score='full', constraint='trie'; use 'tree_beam'"
+            "decoder: 'generate' takes no item filters; pass exclude_history no, or use 'tree_beam'"
+        )
+    if score != "full" or constraint != "trie":
+        raise InputError(
+            f"decoder: 'generate' knows no score {score!r}, constraint {constraint!r}; use 'tree_beam'"
         )
     if any((tok == 0xFFFF).any() for tok in trie.trie.tok):
         raise InputError("decoder: 'generate' cannot end short SIDs; use 'tree_beam'")
@@ -62,7 +66,7 @@ def decode(
         output_scores=k > 1,
         output_logits=k == 1,
     )
-    # generate() fills whatever our config leaves at its default from the checkpoint's own (temperature, penalties).
+    # generate() fills what our config leaves at its default from the checkpoint's own (penalties).
     checkpoints_own, model.generation_config = model.generation_config, GenerationConfig()
     try:
         with torch.inference_mode():

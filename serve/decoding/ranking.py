@@ -9,7 +9,7 @@ from sid_builder.trie import SidTrie
 
 @dataclass(frozen=True)
 class ItemFilter:
-    """Items a request may get: all, or the allowed ones, without the excluded ones. Arrays of item indices."""
+    """Items a request may get: all, or the allowed ones, without the excluded ones (item indices)."""
 
     exclude: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
     allow: np.ndarray | None = None
@@ -25,7 +25,8 @@ class Ranking:
     """One request's list, best first. All arrays are aligned by rank.
 
     Attributes:
-        items_K, scores_K: int64 item indices and float32 log-probs of their SIDs (items of one SID share its score).
+        items_K, scores_K: int64 item indices and float32 log-probs of their SIDs, which items of one SID
+            share.
         codes_BL, beam_scores_B: the beams behind them, int32 (-1 pads short SIDs) and float32.
         legal_B: bool; whether a beam is an SID of the catalogue (always so under a trie, not in a free beam).
     """
@@ -40,7 +41,7 @@ class Ranking:
     def from_leaves(
         trie: SidTrie, leaves_B: np.ndarray, scores_B: np.ndarray, item_filter: ItemFilter | None = None
     ) -> "Ranking":
-        """Expand leaves in rank order into their items: most frequent in train first, filtered ones dropped."""
+        """Expand leaves in rank order into items: most frequent in train first, filtered ones dropped."""
         sizes = trie.leaf_size_M[leaves_B]
         offsets = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
         first = leaves_B + np.searchsorted(trie.extra_X, leaves_B)

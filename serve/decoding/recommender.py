@@ -1,4 +1,4 @@
-"""A model directory opened for decoding: model, tokenizer, SID index and template that agree with each other."""
+"""A model directory opened for decoding: model, tokenizer, SID index and template that agree."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -50,7 +50,7 @@ class Recommender:
             dtype: "auto" (as saved), "float32", "bfloat16", ...
 
         Raises:
-            InputError: when the directory is incomplete, truncated, or its tokenizer disagrees with its index.
+            InputError: when the directory is incomplete or truncated, or tokenizer and index disagree.
         """
         path = open_artifact(model_dir, MODEL_KIND).path
         index = SidIndex.load(path / "sid_index")
@@ -64,6 +64,6 @@ class Recommender:
         highest = int(template.vocabulary.all_ids.max())
         if highest >= rows:
             raise InputError(
-                f"{path}: token id {highest} is beyond the model's {rows} embedding rows; merge the adapter again"
+                f"{path}: token id {highest} is beyond the model's {rows} embedding rows; merge again"
             )
         return Recommender(model.to(device).eval(), tokenizer, index, template, path)

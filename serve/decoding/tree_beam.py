@@ -1,9 +1,9 @@
 """Constrained beam search that reads each prompt once and grows all its beams as one tree.
 
-At level l the beam tokens of a request are rows of ONE sequence under a 4-D mask (each row sees the prompt, its ancestors and
-itself), so nothing is copied or re-ordered: P + K (L - 1) tokens per request in all, where `generate` feeds K (P + L).
-Scores are transformers' (log_softmax over the vocabulary, then the mask; no length penalty, no end step); the model's
-own generation_config is never read.
+At level l the beam tokens of a request are rows of ONE sequence under a 4-D mask (each row sees the prompt,
+its ancestors and itself), so nothing is copied or re-ordered: P + K (L - 1) tokens per request in all, where
+`generate` feeds K (P + L). Scores are transformers' (log_softmax over the vocabulary, then the mask; no
+length penalty, no end step); the model's own generation_config is never read.
 
 Legend: B requests, K beams, R = B * K rows, V vocabulary, H hidden size, E candidates.
 """
@@ -37,13 +37,14 @@ def decode(
     """Rank items for every prompt with a beam of width `k`.
 
     Args:
-        model: a transformers causal LM (Qwen2, Qwen3, Llama), plain or wrapped by PEFT, with sdpa or eager attention.
+        model: a transformers causal LM (Qwen2, Qwen3, Llama), plain or wrapped by PEFT; sdpa or eager
+            attention.
         prompts: token ids per request, of any lengths.
         filters: per request, or None.
-        score: "full": log-probs over the whole vocabulary; "trie": renormalised over the legal tokens of each step;
-            "sid": over SID tokens only, which skips the rest of the head.
-        constraint: "none" searches the free vocabulary for as many steps as the SIDs are deep (no filters), to measure what
-            the trie buys.
+        score: "full": log-probs over the whole vocabulary; "trie": renormalised over each step's legal
+            tokens; "sid": over SID tokens only, which skips the rest of the head.
+        constraint: "none" searches the free vocabulary for as many steps as the SIDs are deep (no filters),
+            to measure what the trie buys.
 
     Returns:
         One `Ranking` per prompt with k beams, or all there are if fewer are legal.

@@ -1,6 +1,6 @@
-"""The trie on a device: children of beams, filters, and the choice of the next beams. Shared by every decoder.
+"""The trie on a device: children of beams, filters, the choice of the next beams. Shared by every decoder.
 
-Legend: R rows (beams of all requests, request-major), E candidate children of all rows, B requests, K beams each.
+Legend: R rows (beams of all requests, request-major), E candidate children of all rows, B requests, K beams.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from sid_builder.trie import END, SidTrie
 
 @dataclass(frozen=True)
 class Candidates:
-    """Legal continuations, ordered by row: `row_E`, child node `child_E`, vocabulary id `token_E` (-1: the SID has ended)."""
+    """Legal continuations by row: `row_E`, child node `child_E`, token id `token_E` (-1: the SID has ended)."""
 
     row_E: torch.Tensor
     child_E: torch.Tensor
@@ -24,7 +24,7 @@ class Candidates:
 
 
 class DeviceTrie:
-    """Tensors of a trie and of its tokens on one device; int16/int32, expanded to int64 only where gathered."""
+    """Tensors of a trie and its tokens on one device; int16/int32, expanded to int64 only where gathered."""
 
     def __init__(self, trie: SidTrie, vocabulary: SidVocabulary, device: torch.device | str = "cpu") -> None:
         self.trie = trie
@@ -61,11 +61,11 @@ class DeviceTrie:
 
 
 class LeafFilters:
-    """Filters of a batch of requests, exact at every level: a child is legal if and only if a legal leaf lies below it.
+    """Filters of a batch of requests, exact at every level: a child is legal iff a legal leaf lies below it.
 
-    Each request's leaves are kept as sorted keys `request * (M + 1) + leaf`; how many lie in a leaf range is the difference of
-    two binary searches, so an inner node is never kept without a way down. A leaf with several items is
-    excluded only when all of them are.
+    Each request's leaves are kept as sorted keys `request * (M + 1) + leaf`; how many lie in a leaf range is
+    the difference of two binary searches, so an inner node is never kept without a way down. A leaf with
+    several items is excluded only when all of them are.
     """
 
     def __init__(self, trie: DeviceTrie, filters: Sequence[ItemFilter | None]) -> None:
@@ -119,8 +119,8 @@ def select_beams(
         request_E: ascending.
 
     Returns:
-        Candidate positions int64 [B, K'] with K' = min(num_beams, most candidates of a request), -1 where a request has
-        fewer; and their scores, -inf there.
+        Candidate positions int64 [B, K'] with K' = min(num_beams, most candidates of a request), -1 where a
+        request has fewer; and their scores, -inf there.
     """
     counts = torch.bincount(request_E, minlength=num_requests)
     width = int(counts.max()) if len(request_E) else 0
