@@ -1,0 +1,164 @@
+"""The policy: a merged model directory opened for training, and the run directory that a training leaves."""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from rl.acceptance import Acceptance
+from serve.decoding.recommender import MODEL_KIND, Recommender
+from sft.arguments import LoraOptions
+from sft.curves import plot_history
+from sft.model_directory import write_model_directory
+from sid_builder.artifact import hash_inputs, open_artifact, seal, to_json, write_json
+from sid_builder.errors import InputError
+
+MODEL_DIR = "model"
+
+
+@dataclass
+class PolicyArgs:
+    """What GRPO and DPO share: where to start, what to train, which cases to ask, how to judge the result."""
+
+    model_name_or_path: str = field(
+        metadata={"help": "merged model directory to start from (sft.merge writes it)"}
+    )
+    training: Literal["lora", "full"] = field(
+        default="full", metadata={"help": "an adapter, merged at the end, or all weights"}
+    )
+    lora: LoraOptions | None = field(default=None, metadata={"help": "options of training=lora"})
+    dtype: Literal["auto", "float32", "bfloat16"] = field(
+        default="auto", metadata={"help": "weights' dtype while training; auto: as saved"}
+    )
+    max_prompts: int = field(
+        default=4000, metadata={"help": "train cases drawn by seed; all if there are fewer"}
+    )
+    positions: Literal["all", "last"] = field(
+        default="all",
+        metadata={
+            "help": "draw from every train position, or only each user's last (histories as long as in valid)"
+        },
+    )
+    valid_cases: int = field(
+        default=1000,
+        metadata={"help": "valid cases ranked before and after, for the verdict; 0 turns it off"},
+    )
+    eval_num_beams: int = field(default=50, metadata={"help": "beam width of that ranking"})
+    overwrite: bool = field(default=False, metadata={"help": "replace a finished run in output_dir"})
+
+    def __post_init__(self) -> None:
+        if self.training == "lora" and self.lora is None:
+            self.lora = LoraOptions(
+                dropout=0.0
+            )  # dropout in the update, none in the rollout: off-policy for nothing
+
+    def check(self) -> None:
+        """Everything that can be known before torch is imported."""
+        open_artifact(self.model_name_or_path, MODEL_KIND)
+        if self.training == "full" and self.lora is not None:
+            raise InputError("lora: has no effect with training: full; remove it or set training: lora")
+        if self.max_prompts < 1:
+            raise InputError(f"max_prompts: {self.max_prompts}; give at least 1")
+        if self.valid_cases < 0:
+            raise InputError(f"valid_cases: {self.valid_cases}; give 0 (no verdict) or more")
+        if self.eval_num_beams < 10:
+            raise InputError(f"eval_num_beams: {self.eval_num_beams}; NDCG@10 needs at least 10")
+
+    def peft_config(self) -> Any:
+        """PEFT's config, or None for full training. Head and embeddings stay as they were merged."""
+        if self.lora is None:
+            return None
+        from peft import LoraConfig
+
+        return LoraConfig(
+            r=self.lora.r,
+            lora_alpha=self.lora.alpha,
+            lora_dropout=self.lora.dropout,
+            target_modules=self.lora.target_modules,
+            task_type="CAUSAL_LM",
+        )
+
+
+def load_policy(own: PolicyArgs, args: Any) -> Recommender:
+    """Open the model directory on the trainer's device; fails here when it carries no interactions."""
+    policy = Recommender.load(own.model_name_or_path, device=str(args.device), dtype=own.dtype)
+    assert len(policy.interactions.users) == policy.interactions.num_sequences
+    return policy
+
+
+def train_and_judge(
+    trainer: Any,
+    start: Recommender,
+    own: PolicyArgs,
+    args: Any,
+    resume: Any,
+    kind: str,
+    curves: Sequence[str],
+) -> str:
+    """Rank valid cases, train, rank them again, and write the run directory.
+
+    Writes output_dir/model (adapter merged; a self-contained model directory), acceptance.json,
+    log_history.json, curves.png with the log keys `curves`, and the manifest last.
+
+    Returns:
+        What to tell the user: the verdict and where things are.
+    """
+    output, accelerator = Path(args.output_dir), trainer.accelerator
+    acceptance = Acceptance.on_valid(start, own.valid_cases, own.eval_num_beams, args.seed)
+    if accelerator.is_main_process:
+        acceptance.measure("before", accelerator.unwrap_model(trainer.model))
+    trainer.train(resume_from_checkpoint=resume)
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        model = accelerator.unwrap_model(trainer.model)
+        acceptance.measure("after", model)
+        resolved = {"rl": to_json(own), "trl": _differing(args)}
+        _write_model(output / MODEL_DIR, model, start, resolved, args.seed)
+        history = [_finite(row) for row in trainer.state.log_history]
+        write_json(output / "log_history.json", history)
+        kept = [{key: row[key] for key in ("step", *curves) if row.get(key) is not None} for row in history]
+        plot_history(kept, output / "curves.png", title=f"{kind} {output.name}")
+        acceptance.write(output)
+        seal(
+            output,
+            kind,
+            1,
+            config=resolved,
+            inputs=hash_inputs({"model": start.path}),
+            seeds={"seed": args.seed},
+            summary={"steps": trainer.state.global_step, "verdict": acceptance.statement()},
+            ignore=("checkpoint-", "runs", MODEL_DIR, "README.md"),
+        )
+    accelerator.wait_for_everyone()
+    return f"{acceptance.statement()}\n{kind}: wrote {output}; the model is {output / MODEL_DIR}"
+
+
+def _write_model(path: Path, model: Any, start: Recommender, config: Any, seed: int) -> None:
+    if hasattr(model, "merge_and_unload"):
+        model = model.merge_and_unload()
+    write_model_directory(
+        path,
+        model,
+        start.tokenizer,
+        start.template.pack,
+        start.index,
+        start.path / "interactions",
+        config=config,
+        inputs={"model": start.path},
+        seeds={"seed": seed},
+        overwrite=True,  # the run directory is ours: a resumed run replaces what it had written
+    )
+
+
+def _differing(args: Any) -> dict[str, Any]:
+    """Fields of a TRL config that differ from its class's defaults."""
+    plain = {item.name: item.default for item in dataclasses.fields(args)}
+    return {key: to_json(value) for key, value in vars(args).items() if key in plain and value != plain[key]}
+
+
+def _finite(row: dict[str, Any]) -> dict[str, Any]:
+    """JSON has no NaN; a metric that was undefined at a step is null."""
+    return {
+        key: None if isinstance(value, float) and value - value != 0 else value for key, value in row.items()
+    }

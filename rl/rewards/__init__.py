@@ -1,0 +1,1 @@
+"""Rewards: plain functions `reward(completions) -> float array [C]`, one file each, named in `rl.REWARDS`."""

@@ -1,0 +1,94 @@
+"""DPO on pairs from the model's own beams: the truth against what it wrongly ranks first.
+
+    accelerate launch -m rl.train_dpo --config configs/dpo/toy_cpu.yaml --model_name_or_path out/toy/model
+    --output_dir out/toy/dpo
+
+Every flag of TRL's DPOConfig works as well; `OWN_DEFAULTS` are those we set differently. The pairs come from
+the model as it starts. With LoRA the reference is the model without its adapter, in full training a second
+copy. Resuming, the result and the verdict are those of rl.train_grpo.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rl.policy import PolicyArgs, load_policy, train_and_judge
+from sft.train import prepare_output
+from sid_builder import cli
+from sid_builder.errors import InputError
+
+KIND = "dpo"
+OWN_DEFAULTS = {
+    "learning_rate": 1e-5,
+    "beta": 0.1,
+    "max_length": None,  # TRL: 1024; the template bounds prompts already
+    "gradient_checkpointing": False,
+    "save_total_limit": 1,
+    "logging_steps": 5,
+    "report_to": "none",
+}
+CURVES = ("loss", "rewards/accuracies", "rewards/margins", "logps/chosen", "logps/rejected", "grad_norm")
+
+
+@dataclass
+class DPOArguments(PolicyArgs):
+    """What sidereal adds to TRL's DPOConfig."""
+
+    num_beams: int = field(default=16, metadata={"help": "width of the beam that rejected answers come from"})
+    num_negatives: int = field(
+        default=1, metadata={"help": "rejected answers per prompt, each a pair of its own"}
+    )
+    only_hits: bool = field(
+        default=False,
+        metadata={"help": "only prompts whose beam holds the truth: the pairs teach order, not recall"},
+    )
+
+    def check(self) -> None:
+        super().check()
+        if not 1 <= self.num_negatives < self.num_beams:
+            raise InputError(
+                f"num_negatives: {self.num_negatives}; need at least 1, fewer than num_beams {self.num_beams}"
+            )
+
+
+def main(argv: Sequence[str]) -> None:
+    own, args = cli.parse(
+        DPOArguments, argv, lazy=["trl:DPOConfig"], own_defaults=OWN_DEFAULTS, description=__doc__
+    )
+    resume = prepare_output(Path(args.output_dir), KIND, args.resume_from_checkpoint, own.overwrite)
+    policy = load_policy(own, args)
+    trainer = build_trainer(policy, own, args)
+    told = train_and_judge(trainer, policy, own, args, resume, KIND, CURVES)
+    if trainer.is_world_process_zero():
+        print(told)
+
+
+def build_trainer(policy: Any, own: DPOArguments, args: Any) -> Any:
+    """Pairs and trainer for a policy. Every rank builds the same pairs from the same weights and seed."""
+    from datasets import Dataset
+
+    from rl.dpo_trainer import TokenDPOTrainer
+    from rl.preferences import build_preferences
+    from rl.train_cases import draw_train_cases
+
+    cases = draw_train_cases(policy.interactions, own.max_prompts, own.positions, args.seed)
+    pairs = build_preferences(
+        policy, cases, own.num_beams, own.num_negatives, only_hits=own.only_hits, seed=args.seed
+    )
+    ranks = [pair.rejected_rank for pair in pairs]
+    print(
+        f"{KIND}: {len(pairs):,} pairs from {len(cases):,} prompts; "
+        f"the rejected item stood first in {ranks.count(0) / len(ranks):.1%}"
+    )
+    return TokenDPOTrainer(
+        model=policy.model,
+        args=args,
+        train_dataset=Dataset.from_list([pair.row() for pair in pairs]),
+        processing_class=policy.tokenizer,
+        peft_config=own.peft_config(),
+    )
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,254 @@
+"""GRPO through TRL: whole groups, hand-computed advantages, learning, the command as a whole, bad input."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from rl import train_grpo
+from rl.rewards.ranking import discounts
+from serve.decoding.recommender import Recommender
+from sid_builder import cli
+from sid_builder.errors import InputError
+
+G = 8
+
+
+def arguments(model_dir, output_dir, *flags: str) -> list[str]:
+    common = f"--model_name_or_path {model_dir} --output_dir {output_dir} --use_cpu true --bf16 false"
+    sizes = "--per_device_train_batch_size 16 --gradient_accumulation_steps 2 --num_generations 8"
+    common += " --disable_tqdm true --valid_cases 20"
+    return [*common.split(), *sizes.split(), *flags]
+
+
+def make_trainer(model_dir, output_dir, *flags: str):
+    own, args = cli.parse(
+        train_grpo.GRPOArguments,
+        arguments(model_dir, output_dir, *flags),
+        lazy=["trl:GRPOConfig"],
+        own_defaults=train_grpo.OWN_DEFAULTS,
+    )
+    policy = Recommender.load(model_dir, device="cpu")
+    return train_grpo.build_trainer(policy, own, args), policy
+
+
+@pytest.fixture(scope="module")
+def trainer_and_policy(model_dir, tmp_path_factory):
+    return make_trainer(
+        model_dir, tmp_path_factory.mktemp("grpo"), "--rewards", "ranking", "--steps_per_generation", "2"
+    )
+
+
+def generation_batch(trainer, policy):
+    """Four groups whose targets stand at beam ranks 0, 3 and 7, and one that its beam misses."""
+    rows = next(iter(trainer.get_train_dataloader()))
+    trainer.rollout_rows = rows
+    completions = trainer.rollout_func([row["prompt"] for row in rows], trainer)["completion_ids"]
+    found = [policy.template.vocabulary.decode(ids) for ids in completions]
+    for group, rank in enumerate((0, 3, 7, None)):
+        part = slice(group * G, (group + 1) * G)
+        ids = policy.index.semantic_ids
+        missed = next(
+            item for item, codes in enumerate(ids.codes_NL.tolist()) if tuple(codes) not in found[part]
+        )
+        item = missed if rank is None else ids.items_of(found[part][rank])[0]
+        for row in rows[part]:
+            row["target_item"] = item
+    return rows
+
+
+def test_groups_stay_whole_and_advantages_are_the_hand_computed_ones(trainer_and_policy):
+    trainer, policy = trainer_and_policy
+    trainer.model.train()
+    rows = generation_batch(trainer, policy)
+    assert len(rows) == 32  # per_device_train_batch_size 16 x steps_per_generation 2
+    targets = {}
+    for row in rows:
+        prompt = policy.template.encode_prompt(row["prompt"][-1]["content"])
+        targets[tuple(prompt)] = policy.template.sid_ids[row["target_item"]]
+    trainer._step, trainer._buffered_inputs = 0, None
+    trainer._prepare_inputs(rows)
+    seen = hits = 0
+    for batch in trainer._buffered_inputs:
+        for start in range(0, 16, G):
+            prompts = batch["prompt_ids"][start : start + G]
+            assert (prompts == prompts[0]).all()
+            prompt = prompts[0][batch["prompt_mask"][start].bool()].tolist()
+            completions = batch["completion_ids"][start : start + G].tolist()
+            assert len(set(map(tuple, completions))) == G
+            hit = np.array([completion == targets[tuple(prompt)] for completion in completions])
+            reward = np.where(hit, 1.0, -discounts(G) if hit.any() else 0.0)
+            # Beam order survives inside a group, so ranks are the row numbers.
+            expected = (reward - reward.mean()) / (reward.std(ddof=1) + 1e-4)
+            torch.testing.assert_close(
+                batch["advantages"][start : start + G],
+                torch.tensor(expected, dtype=torch.float32),
+                atol=1e-4,
+                rtol=1e-4,
+            )
+            seen += 1
+            hits += hit.sum()
+    assert (seen, hits) == (4, 3)
+
+
+def test_trl_would_scatter_groups(trainer_and_policy):
+    """When this fails, TRL keeps groups together by itself and `_prepare_inputs` can go."""
+    from trl.trainer.utils import shuffle_sequence_dict
+
+    torch.manual_seed(0)
+    group = shuffle_sequence_dict({"prompt_ids": torch.arange(4).repeat_interleave(G)})["prompt_ids"]
+    assert not (group.view(4, G) == group.view(4, G)[:, :1]).all()
+
+
+def test_trls_own_tokenisation_gives_the_templates_ids(trainer_and_policy):
+    trainer, policy = trainer_and_policy
+    rows = [trainer.train_dataset[row] for row in range(5)]
+    ids, _, _ = trainer._tokenize_prompts([row["prompt"] for row in rows])
+    assert ids == [policy.template.prompt("seqrec", row["history"]) for row in rows]
+
+
+def test_first_step_matches_the_loss_by_hand(trainer_and_policy):
+    """On policy the ratio is 1, so the gradient is that of -A log p, averaged over completions and tokens."""
+    trainer, policy = trainer_and_policy
+    trainer.model.train()
+    trainer.current_gradient_accumulation_steps = 1
+    trainer._step, trainer._buffered_inputs = 0, None
+    batch = trainer._prepare_inputs(generation_batch(trainer, policy))
+    trainer.model.zero_grad()
+    trainer.compute_loss(trainer.model, batch).backward()
+    weight = trainer.model.model.layers[0].self_attn.q_proj.weight
+    ours = weight.grad.clone()
+    trainer.model.zero_grad()
+    ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
+    mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    logits = trainer.model(input_ids=ids, attention_mask=mask, position_ids=positions).logits
+    logp = logits[:, -4:-1].log_softmax(-1).gather(2, batch["completion_ids"][:, :, None])[..., 0]
+    (-(batch["advantages"][:, None] * logp).mean()).backward()
+    assert ours.abs().max() > 0
+    torch.testing.assert_close(ours, weight.grad, atol=2e-5, rtol=2e-3)
+
+
+def test_reward_rises_on_four_prompts(model_dir, tmp_path):
+    flags = (
+        "--max_prompts 4 --learning_rate 3e-3 --max_steps 25 --logging_steps 1 --beta 0 --save_strategy no"
+    )
+    trainer, _ = make_trainer(
+        model_dir,
+        tmp_path / "x",
+        *flags.split(),
+        "--num_generations",
+        "16",
+        "--lr_scheduler_type",
+        "constant",
+    )
+    trainer.train()
+    rewards = [row["reward"] for row in trainer.state.log_history if "reward" in row]
+    # rule: a group's mean reward is 1/16 when it holds the hit, so "every prompt hits" is the most there is.
+    assert np.mean(rewards[-3:]) > np.mean(rewards[:3]) or rewards[0] == 1 / 16
+    assert trainer.state.log_history[-2]["loss"] < trainer.state.log_history[0]["loss"] + 1
+
+
+def test_command_writes_a_model_that_opens_and_a_verdict(model_dir, tmp_path, capsys):
+    output = tmp_path / "grpo"
+    flags = (
+        "--rewards rule ranking --reward_weights 1.0 0.5 --max_steps 2 --learning_rate 1e-3 --logging_steps 1"
+    )
+    train_grpo.main(arguments(model_dir, output, *flags.split(), "--training", "lora"))
+    told = capsys.readouterr().out
+    assert "NDCG@10" in told and "of the groups held no hit" in told
+    verdict = json.loads((output / "acceptance.json").read_text())
+    assert verdict["cases"] == 20 and verdict["verdict"] in ("helped", "hurt", "no clear change")
+    assert (output / "curves.png").stat().st_size > 1000
+    start, result = (Recommender.load(path, device="cpu") for path in (model_dir, output / "model"))
+    assert not any("lora" in name for name, _ in result.model.named_parameters())
+    moved = [
+        name
+        for name, p in result.model.named_parameters()
+        if not torch.equal(p, start.model.get_parameter(name))
+    ]
+    assert moved and all("proj" in name for name in moved)
+    assert result.interactions.num_sequences == 40
+    with pytest.raises(InputError, match="output_dir"):
+        train_grpo.main(arguments(model_dir, output))
+
+
+def test_resumed_run_equals_an_uninterrupted_one(model_dir, tmp_path):
+    flags = [
+        "--max_steps",
+        "4",
+        "--save_steps",
+        "2",
+        "--learning_rate",
+        "1e-3",
+        "--valid_cases",
+        "0",
+        "--save_total_limit",
+        "3",
+    ]
+    train_grpo.main(arguments(model_dir, tmp_path / "whole", *flags))
+    checkpoint = tmp_path / "whole" / "checkpoint-2"
+    train_grpo.main(
+        arguments(model_dir, tmp_path / "resumed", *flags, "--resume_from_checkpoint", str(checkpoint))
+    )
+    whole, resumed = (
+        Recommender.load(tmp_path / name / "model", device="cpu").model for name in ("whole", "resumed")
+    )
+    for name, parameter in whole.named_parameters():
+        torch.testing.assert_close(resumed.get_parameter(name), parameter, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--num_generations", "12"], "num_generations: 12 does not divide per_device_train_batch_size 16"),
+        (
+            ["--save_steps", "3", "--steps_per_generation", "4"],
+            "save_steps: 3 falls inside a generation batch",
+        ),
+        (["--mask_truncated_completions", "true"], "mask_truncated_completions"),
+    ],
+)
+def test_groups_and_checkpoints_are_checked(flags, message):
+    from rl.grpo_trainer import check_groups
+
+    values = {
+        "num_generations": 8,
+        "per_device_train_batch_size": 16,
+        "steps_per_generation": 1,
+        "gradient_accumulation_steps": 2,
+        "num_iterations": 1,
+        "save_strategy": "steps",
+        "save_steps": 500,
+        "mask_truncated_completions": False,
+    }
+    for name, value in zip(flags[::2], flags[1::2], strict=True):
+        values[name.lstrip("-")] = True if value == "true" else int(value)
+    with pytest.raises(InputError, match=message):
+        check_groups(SimpleNamespace(**values))
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--rewards", "ranked"], "rewards: 'ranked' is not known"),
+        (["--max_prompts", "0"], "max_prompts: 0"),
+        (["--valid_cases", "-1"], "valid_cases: -1"),
+        (["--eval_num_beams", "5"], "eval_num_beams: 5"),
+        (["--training", "half"], "training"),
+        (["--rewards", "rule", "--reward_weights", "1", "2"], "reward_weights"),
+        (["--resume_from_checkpoint", "true"], "resume_from_checkpoint"),
+        (["--num_generation", "4"], "num_generation"),
+    ],
+)
+def test_bad_input_leaves_nothing_behind(model_dir, tmp_path, flags, message):
+    with pytest.raises(InputError, match=message):
+        train_grpo.main(arguments(model_dir, tmp_path / "out", *flags))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_directory_is_needed(tmp_path):
+    with pytest.raises(InputError, match="expected a 'model' artefact"):
+        train_grpo.main(arguments(tmp_path / "nowhere", tmp_path / "out"))
