@@ -3,7 +3,6 @@
 from typing import Any
 
 import datasets
-import numpy as np
 from peft import LoraConfig
 from transformers import TrainerCallback
 from trl import SFTConfig, SFTTrainer
@@ -11,6 +10,7 @@ from trl import SFTConfig, SFTTrainer
 from prompts.branches import check_attention
 from prompts.template import PromptTemplate
 from serve.decoding.recommender import Recommender
+from serve.evaluation.model_ranking import evaluate_model, sample_cases
 from sft.arguments import SftArguments
 from sft.examples import BranchCollator
 from sft.vocabulary import trainable_rows
@@ -88,18 +88,12 @@ class ValidRanking(TrainerCallback):
         self, trainer: SidTrainer, recommender: Recommender, interactions: Interactions, num_cases: int, seed: int
     ) -> None:
         histories = interactions.histories("valid")
-        cases = np.random.default_rng(seed).permutation(len(histories))[:num_cases]
         self.trainer, self.recommender = trainer, recommender
-        self.histories = histories.take(np.sort(cases))
+        self.histories = sample_cases(histories, num_cases, seed)
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if not state.is_world_process_zero:
             return
-        from serve.evaluation.model_ranking import evaluate
-
         self.recommender.model = self.trainer.accelerator.unwrap_model(self.trainer.model)
-        was_training = self.recommender.model.training
-        self.recommender.model.eval()
-        result = evaluate(self.recommender, self.histories, num_beams=50, progress=False)
-        self.recommender.model.train(was_training)
-        self.trainer.log({"valid_hr@10": result.hit_rate(10), "valid_ndcg@10": result.ndcg(10)})
+        metrics = evaluate_model(self.recommender, self.histories, progress=False)
+        self.trainer.log({f"valid_{name}": metrics[name] for name in ("hr@10", "ndcg@10")})

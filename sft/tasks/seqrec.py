@@ -19,20 +19,21 @@ def examples(context: TaskContext, rng: np.random.Generator) -> Iterator[TaskExa
     before, between, after = template.seqrec_pieces()
     histories = context.interactions.histories("train")
     starts = np.flatnonzero(np.diff(histories.sequence_C, prepend=-1))
-    for first, last in zip(starts, np.append(starts[1:], len(histories)), strict=True):
+    ends = np.append(starts, len(histories))[1:]
+    for first, last in zip(starts, ends, strict=True):
         shared = [c for c in range(first, last) if _fits(template, histories.history(c))]
         if shared:
             items = histories.history(shared[-1])
-            trunk, ends = list(before), []
+            trunk, item_ends = list(before), []
             for position, item in enumerate(items):
                 trunk += (between if position else []) + template.sid_ids[int(item)]
-                ends.append(len(trunk) - 1)
+                item_ends.append(len(trunk) - 1)
             branches, targets = [], []
             for case in shared:
                 target = int(histories.targets_C[case])
                 sid = template.sid_ids[target]
                 labels = [IGNORE] * (len(after) - 1) + sid + [template.end_id]
-                branches.append(Branch(ends[int(histories.position_C[case]) - 1], after + sid, labels))
+                branches.append(Branch(item_ends[int(histories.position_C[case]) - 1], after + sid, labels))
                 targets.append(target)
             yield TaskExample.tree("seqrec", trunk, branches, targets)
         for case in range(first + len(shared), last):
