@@ -232,10 +232,8 @@ def _write(
 ) -> None:
     from sid_builder.report_plot import plot_report
 
-    config = dataclasses.asdict(args)
-    with writing(
-        args.output_dir, KIND, 1, config, source.files, {"seed": args.seed}, args.overwrite
-    ) as artifact:
+    config, inputs = dataclasses.asdict(args), dict[str, str | Path](source.files)
+    with writing(args.output_dir, KIND, 1, config, inputs, {"seed": args.seed}, args.overwrite) as artifact:
         index.save(artifact.path / "sid_index")
         (artifact.path / "interactions").mkdir()
         source.interactions.save(artifact.path / "interactions")

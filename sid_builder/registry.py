@@ -42,9 +42,9 @@ def options_class(thing: Callable[..., Any]) -> type:
     Raises:
         InputError: if there is none, so the thing cannot be configured.
     """
-    function = thing.__init__ if isinstance(thing, type) else thing
+    function = thing.__init__ if isinstance(thing, type) else thing  # type: ignore[misc]
     hints = [hint for name, hint in get_type_hints(function).items() if name != "return"]
-    if not hints or not dataclasses.is_dataclass(hints[0]):
+    if not hints or not isinstance(hints[0], type) or not dataclasses.is_dataclass(hints[0]):
         raise InputError(
             f"{thing.__module__}:{thing.__qualname__}: annotate its first parameter with a dataclass of options"
         )

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from sid_builder.interactions import Interactions
+from sid_builder.interactions import SPLITS, Interactions
 from sid_builder.quantizers import Quantizer
 from sid_builder.semantic_ids import SemanticIds
 
@@ -91,7 +91,7 @@ def target_sharing(sharers_N: np.ndarray, interactions: Interactions) -> dict[st
 
     Targets outside the catalogue (-1) are left out.
     """
-    targets_C = np.concatenate([interactions.histories(split).targets_C for split in ("valid", "test")])
+    targets_C = np.concatenate([interactions.histories(split).targets_C for split in SPLITS[1:]])
     sharers_C = sharers_N[targets_C[targets_C >= 0]]
     if len(sharers_C) == 0:
         return {"cases": 0, "targets_sharing": 0.0, "items_per_target_sid": 1.0, "item_sid_ratio": 1.0}
@@ -99,7 +99,7 @@ def target_sharing(sharers_N: np.ndarray, interactions: Interactions) -> dict[st
         "cases": len(sharers_C),
         "targets_sharing": float((sharers_C > 1).mean()),
         "items_per_target_sid": float(sharers_C.mean()),
-        # Item-level over SID-level hits at 1 that are to be expected when the items of an SID are drawn blindly.
+        # Item-level over SID-level hits at 1 to be expected when the items of an SID are drawn blindly.
         "item_sid_ratio": float((1.0 / sharers_C).mean()),
     }
 

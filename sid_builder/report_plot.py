@@ -6,13 +6,14 @@ from typing import Any
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator, PercentFormatter
 
 matplotlib.use("Agg")
 
 INK, MUTED, GRID, GOOD, BAD = "#1f2933", "#7b8794", "#e4e7eb", "#2f855a", "#c05621"
 LEVELS = ("#1f5f8b", "#3a9ba3", "#e0a030", "#b5547a", "#6a5acd", "#6b8e23", "#8b5a2b", "#708090")
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.size": 10,
     "text.color": INK,
     "axes.labelcolor": INK,
@@ -31,8 +32,11 @@ STYLE = {
 def plot_report(report: dict[str, Any], path: Path) -> None:
     """Write `report.png` (1500 x 950 pixels) from the dict that goes into `report.json`."""
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(15, 9.5), dpi=100, layout="constrained")
-        figure.get_layout_engine().set(w_pad=0.15, h_pad=0.15, wspace=0.02, hspace=0.06)
+        figure = Figure(
+            figsize=(15, 9.5),
+            dpi=100,
+            layout=ConstrainedLayoutEngine(w_pad=0.15, h_pad=0.15, wspace=0.02, hspace=0.06),
+        )
         panels = figure.subplots(2, 3).ravel()
         figure.suptitle(_headline(report), x=0.012, ha="left", fontsize=15, fontweight="bold")
         _usage_curves(panels[0], report["levels"])
@@ -203,7 +207,8 @@ def _figures(axes: Axes, report: dict[str, Any]) -> None:
             "groups of items sharing an SID",
             f"{collisions['groups']:,}, largest {collisions['largest_group']}",
         ),
-        ("repair", f"{repair['policy']}, {repair['items_moved']:,} items moved"),
+        ("repair", repair["policy"]),
+        ("items it moved", f"{repair['items_moved']:,}"),
         ("prefixes over capacity", f"{repair['groups_over_capacity']:,}"),
         ("items behind a target's SID, mean", f"{targets['items_per_target_sid']:.3f}"),
         ("item-level / SID-level hits at 1, at most", f"{targets['item_sid_ratio']:.3f}"),
@@ -211,10 +216,10 @@ def _figures(axes: Axes, report: dict[str, Any]) -> None:
         ("source", f"{report['source']['name']}, {report['source'].get('num_sequences', 0):,} sequences"),
     ]
     for line, (name, value) in enumerate(rows):
-        height = 0.93 - line * 0.105
+        height = 0.93 - line * 0.1
         axes.text(0.0, height, name, transform=axes.transAxes, color=MUTED, va="center")
         axes.text(1.0, height, value, transform=axes.transAxes, ha="right", va="center", fontweight="bold")
-        axes.plot([0, 1], [height - 0.052] * 2, transform=axes.transAxes, color=GRID, lw=1)
+        axes.plot([0, 1], [height - 0.05] * 2, transform=axes.transAxes, color=GRID, lw=1)
 
 
 def _nothing(axes: Axes, why: str) -> None:

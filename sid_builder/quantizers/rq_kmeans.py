@@ -1,9 +1,9 @@
 """Residual k-means on L2-normalised residuals: one `faiss.Kmeans` per level.
 
-Normalising each level's residual keeps far items from claiming codes of their own: on Beauty all 256
-first-level codes are used, where public RQ-VAE indices use 48-197. This is RK-Means of GRID
-(https://github.com/snap-research/GRID). Not `faiss.ResidualQuantizer`, whose codes changed with the thread
-count (seen on faiss 1.15).
+Normalising each level's residual keeps a few far items from claiming most codes: on Beauty (MiniLM, 3x256)
+the second level's perplexity is 228 instead of 79, at a lower error, and all codes are used where public
+RQ-VAE indices use 48-197 of 256. This is RK-Means of GRID (https://github.com/snap-research/GRID). Not
+`faiss.ResidualQuantizer`, whose codes changed with the thread count (seen on faiss 1.15).
 
 Legend: N items, D dimensions, L levels, K codes of a level.
 """

@@ -57,7 +57,9 @@ def standard_notes(catalog: Catalog, interactions: Interactions) -> dict[str, An
 def read_text(path: Path, field_name: str) -> str:
     """UTF-8 content of a file; InputError names the field and path when it cannot be read."""
     try:
-        return path.read_text(encoding="utf-8")
+        # newline="" keeps line ends inside quoted CSV cells; "-sig" drops a byte order mark.
+        with open(path, encoding="utf-8-sig", newline="") as handle:
+            return handle.read()
     except OSError as error:
         raise InputError(f"{field_name}: cannot read {path} ({error.strerror}); check the path") from error
     except UnicodeDecodeError as error:

@@ -64,7 +64,8 @@ def load(args: JsonlArgs) -> SourceData:
 
 def _json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """(label "file:line", object) for every line that is not blank."""
-    for number, line in enumerate(read_text(path, "source_args.path").splitlines(), start=1):
+    # Not splitlines(): it also cuts at U+2028 and the like, which JSON strings may hold as they are.
+    for number, line in enumerate(read_text(path, "source_args.path").split("\n"), start=1):
         if not line.strip():
             continue
         label = f"{path.name}:{number}"

@@ -7,6 +7,7 @@ Layout: https://github.com/AkaliKong/MiniOneRec (`data/Amazon`).
 
 import ast
 import csv
+import io
 import json
 import re
 from dataclasses import dataclass, field
@@ -178,8 +179,10 @@ def _read_sids(path: Path, index_of: dict[str, int], codes_per_level: int | None
 
 
 def _check_info(path: Path, spelled: dict[str, str]) -> None:
-    for number, line in enumerate(read_text(path, "source_args.path").splitlines(), start=1):
-        cells = line.split("\t")
+    for number, line in enumerate(read_text(path, "source_args.path").split("\n"), start=1):
+        if not line.strip():
+            continue
+        cells = line.rstrip("\r").split("\t")
         if len(cells) != 3 or cells[2] not in spelled:
             raise InputError(
                 f"{path.name}:{number}: {line[:60]!r} is not `SID <tab> title <tab> item id` of a known item"
@@ -196,7 +199,7 @@ def _read_rows(files: dict[str, Path], index_of: dict[str, int], spelled: dict[s
     bounds: dict[str, list[int]] = {name: [] for name in ("train_lo", "train_hi", "valid", "test")}
     for split in SPLITS:
         path = files[split]
-        reader = csv.DictReader(read_text(path, "source_args.path").splitlines(keepends=True))
+        reader = csv.DictReader(io.StringIO(read_text(path, "source_args.path"), newline=""))
         lacking = [name for name in COLUMNS if name not in (reader.fieldnames or [])]
         if lacking:
             raise InputError(f"{path.name}:1: column {lacking[0]!r} is missing; expected {list(COLUMNS)}")

@@ -18,7 +18,7 @@ ITEMS = [
         "price": 10,
         "asin": "A1",
     },
-    {"item_id": 7, "title": "Blue tent", "description": "Blue,\nwide", "colours": ["blue"]},
+    {"item_id": 7, "title": "Blue\u2028tent", "description": "Blue,\nwide", "colours": ["blue"]},
     {"item_id": "x", "title": "", "categories": "Stoves"},
 ]
 SEQUENCES = [{"user": "u1", "items": ["red", 7, "x", 7]}, {"user": 2, "items": [7, "red"]}]
@@ -38,7 +38,7 @@ def load(source, **args):
 
 def write_jsonl(directory, items=ITEMS, sequences=SEQUENCES):
     for name, rows in (("items", items), ("sequences", sequences)):
-        lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
+        lines = [row if isinstance(row, str) else json.dumps(row, ensure_ascii=False) for row in rows]
         (directory / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return directory
 
