@@ -1,9 +1,11 @@
-"""TRL's GRPOTrainer with groups kept whole. Two overrides, nothing forked.
+"""TRL's GRPOTrainer with groups kept whole. Three overrides, nothing forked.
 
 - `_generate_and_score_completions` remembers the rows it is given, because `rollout_func` gets only the
 prompts. - `_prepare_inputs` shuffles whole groups, where TRL 1.16 shuffles single rows of every generation
 batch. Its loss does not care, but a
   step that computes a shared prompt once, or compares the members of a group, needs them side by side.
+- `_get_per_token_logps_and_entropies` reads the prompt of a group once (`rl.shared_prompt`), where TRL reads
+it with every completion.
 
 TRL computes rewards before it shuffles, so rewards see whole groups as long as no group is cut by a rank:
 `check_groups` asserts that at the start.
@@ -15,6 +17,7 @@ import torch
 from trl import GRPOTrainer
 from trl.trainer.utils import split_tensor_dict
 
+from rl.shared_prompt import group_logps
 from sid_builder.errors import InputError
 
 
@@ -58,8 +61,9 @@ def shuffle_groups(batch: dict[str, Any], group_size: int) -> dict[str, Any]:
 class GroupedGRPOTrainer(GRPOTrainer):
     """See the module. Raises InputError when `args` would split groups."""
 
-    def __init__(self, *, args: Any, **kwargs: Any) -> None:
+    def __init__(self, *, args: Any, shared_prompt: bool = True, **kwargs: Any) -> None:
         check_groups(args)
+        self.shared_prompt = shared_prompt
         self.rollout_rows: list[dict[str, Any]] = []
         super().__init__(args=args, **kwargs)
         if (
@@ -87,3 +91,41 @@ class GroupedGRPOTrainer(GRPOTrainer):
             shuffled = shuffle_groups(scored, self.num_generations)
             self._buffered_inputs = split_tensor_dict(shuffled, self.args.steps_per_generation)
         return self._buffered_inputs[self._step % self.args.steps_per_generation]
+
+    def _get_per_token_logps_and_entropies(
+        self,
+        model: Any,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        logits_to_keep: int,
+        batch_size: int | None = None,
+        compute_entropy: bool = False,
+        compute_aux_loss: bool = False,
+        **images: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        # TRL 1.16's signature. Micro-batches that cut a group, and mixtures of experts (whose auxiliary loss
+        # counts every token), take TRL's own path.
+        size = self.num_generations if self.model.training else self.num_generations_eval
+        if not self.shared_prompt or len(input_ids) % size or compute_aux_loss:
+            return super()._get_per_token_logps_and_entropies(
+                model,
+                input_ids,
+                attention_mask,
+                logits_to_keep,
+                batch_size,
+                compute_entropy=compute_entropy,
+                compute_aux_loss=compute_aux_loss,
+                **images,
+            )
+        dtype = self.accelerator.unwrap_model(self.model).get_input_embeddings().weight.dtype
+        at_once = max(size, (batch_size or len(input_ids)) // size * size)
+        logps, entropies = [], []
+        for start in range(0, len(input_ids), at_once):
+            part = slice(start, start + at_once)
+            with self.accelerator.autocast():
+                logp, entropy = group_logps(
+                    model, input_ids[part], attention_mask[part], logits_to_keep, size, dtype
+                )
+            logps.append(logp)
+            entropies.append(entropy)
+        return torch.cat(logps), torch.cat(entropies) if compute_entropy else None, None

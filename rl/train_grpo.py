@@ -47,6 +47,12 @@ class GRPOArguments(PolicyArgs):
             "help": "names from rl.REWARDS or paths like my.module:reward; weighed by TRL's reward_weights"
         },
     )
+    shared_prompt: bool = field(
+        default=True,
+        metadata={
+            "help": "read a group's prompt once in the training step; false takes TRL's layout, same numbers"
+        },
+    )
 
     def check(self) -> None:
         super().check()
@@ -110,6 +116,7 @@ def build_trainer(policy: Any, own: GRPOArguments, args: Any) -> Any:
         processing_class=policy.tokenizer,
         peft_config=own.peft_config(),
         rollout_func=BeamRollout(template, exclude_history),
+        shared_prompt=own.shared_prompt,
     )
 
 

@@ -131,6 +131,55 @@ def test_first_step_matches_the_loss_by_hand(trainer_and_policy):
     torch.testing.assert_close(ours, weight.grad, atol=2e-5, rtol=2e-3)
 
 
+def test_shared_prompts_change_nothing_but_the_time(trainer_and_policy):
+    """Log-probs, entropies and gradients against TRL's own layout, on ragged prompts."""
+    from trl import GRPOTrainer
+
+    trainer, policy = trainer_and_policy
+    trainer.model.train()
+    trainer._step, trainer._buffered_inputs = 0, None
+    batch = trainer._prepare_inputs(generation_batch(trainer, policy))
+    assert len(set(batch["prompt_mask"].sum(1).tolist())) > 1
+    ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
+    mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)
+    mask[3, -1] = 0  # a shorter completion
+    results = []
+    for method in (
+        GRPOTrainer._get_per_token_logps_and_entropies,
+        type(trainer)._get_per_token_logps_and_entropies,
+    ):
+        trainer.model.zero_grad()
+        logps, entropies, _ = method(trainer, trainer.model, ids, mask, 3, 8, compute_entropy=True)
+        (logps * batch["advantages"][:, None] + 0.1 * entropies.detach()).sum().backward()
+        grads = {name: p.grad.clone() for name, p in trainer.model.named_parameters()}
+        results.append((logps.detach(), entropies.detach(), grads))
+    (trl_logps, trl_entropies, trl_grads), (logps, entropies, grads) = results
+    torch.testing.assert_close(logps, trl_logps, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(entropies, trl_entropies, atol=1e-5, rtol=1e-5)
+    for name, grad in grads.items():
+        torch.testing.assert_close(grad, trl_grads[name], atol=1e-4, rtol=1e-4, msg=name)
+
+
+def test_a_whole_run_is_the_same_with_trls_layout(model_dir, tmp_path):
+    flags = [
+        "--max_steps",
+        "3",
+        "--learning_rate",
+        "1e-3",
+        "--valid_cases",
+        "0",
+        "--save_strategy",
+        "no",
+        "--beta",
+        "0.05",
+    ]
+    for name, shared in (("ours", "true"), ("trl", "false")):
+        train_grpo.main(arguments(model_dir, tmp_path / name, *flags, "--shared_prompt", shared))
+    ours, trl = (Recommender.load(tmp_path / name / "model", device="cpu").model for name in ("ours", "trl"))
+    for name, parameter in ours.named_parameters():
+        torch.testing.assert_close(parameter, trl.get_parameter(name), atol=2e-4, rtol=1e-3, msg=name)
+
+
 def test_reward_rises_on_four_prompts(model_dir, tmp_path):
     flags = (
         "--max_prompts 4 --learning_rate 3e-3 --max_steps 25 --logging_steps 1 --beta 0 --save_strategy no"
