@@ -1,0 +1,208 @@
+"""Ask a running endpoint for items, in plain words or by a history.
+
+    python -m serve.chat --model out/beauty/model "something like the red trail shoes, but waterproof"
+    python -m serve.chat --model out/beauty/model --history B001 B002 --n 10
+
+A real OpenAI client against /v1/chat/completions. The model directory gives the titles and the wording; its weights are
+not loaded. Without a request, on a terminal, it asks for one after the other.
+"""
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, get_origin, get_type_hints
+
+from prompts.opening import open_template
+from prompts.template import PromptTemplate
+from sid_builder.cli import parse, run
+from sid_builder.errors import InputError
+
+
+@dataclass
+class ChatArguments:
+    """One conversation."""
+
+    model: str = field(metadata={"help": "model directory the endpoint serves"})
+    message: str | None = field(default=None, metadata={"help": "the request; may stand without its flag"})
+    history: list[str] = field(
+        default_factory=list, metadata={"help": "item_ids chosen so far, oldest first"}
+    )
+    n: int = field(default=5, metadata={"help": "items to show"})
+    base_url: str = field(default="http://127.0.0.1:8000/v1", metadata={"help": "endpoint"})
+    api_key: str = field(default="none", metadata={"help": "key of the endpoint, if it asks for one"})
+    temperature: float = field(default=1.0, metadata={"help": "of the samples behind the first item"})
+    seed: int = field(default=0, metadata={"help": "of the samples"})
+
+    def check(self) -> None:
+        if not 1 <= self.n <= 100:
+            raise InputError(f"n: {self.n}; choose between 1 and 100 items")
+        if not 0.01 <= self.temperature <= 10:
+            raise InputError(f"temperature: {self.temperature}; choose between 0.01 and 10")
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """One line of an answer; `score` is the log-prob of the item's SID over the whole vocabulary."""
+
+    rank: int
+    item_index: int
+    item_id: str
+    title: str
+    sid: str
+    score: float
+
+
+def request_messages(
+    template: PromptTemplate, message: str | None, history: Sequence[int]
+) -> list[dict[str, str]]:
+    """Chat messages in the words of training: the first wording that holds what is given.
+
+    Raises:
+        InputError: when the pack has no wording with both a history and a request.
+    """
+    if history and not message:
+        return template.messages(template.user_text(template.pack.templates("seqrec")[0], history))
+    for wordings in template.pack.tasks.values():
+        user = wordings[0].user
+        if "{query}" in user and bool(history) == ("{history_" in user):
+            return template.messages(template.user_text(wordings[0], history, query=message or ""))
+    if history:
+        raise InputError("history: no wording of this model holds a history and a request; give one of them")
+    return template.messages(message or "")
+
+
+def recommend(
+    client: Any,
+    template: PromptTemplate,
+    messages: list[dict[str, str]],
+    n: int,
+    temperature: float = 1.0,
+    seed: int = 0,
+) -> list[Recommendation]:
+    """The greedy item, then the best of 4 n samples by score; at most n items, fewer when fewer came up.
+
+    Args:
+        client: an `openai.OpenAI`.
+
+    Raises:
+        InputError: when the endpoint cannot be reached, refuses, or answers with something that is no item.
+    """
+    import openai
+
+    try:
+        served = client.models.list().data[0].id
+        ask = {"model": served, "messages": messages, "logprobs": True}
+        choices = [(choice, 1.0) for choice in client.chat.completions.create(**ask, temperature=0).choices]
+        if n > 1:
+            sampled = client.chat.completions.create(
+                **ask, temperature=temperature, n=min(4 * n, 64), seed=seed
+            )
+            # vLLM reports the logits it draws from: log-probs divided by the temperature.
+            choices += [(choice, temperature) for choice in sampled.choices]
+    except openai.APIConnectionError as error:
+        raise InputError(
+            f"base_url: {client.base_url} cannot be reached; start `python -m serve.launch --model DIR` first"
+        ) from error
+    except openai.APIStatusError as error:
+        raise InputError(f"endpoint: refused the request ({' '.join(error.message.split())})") from error
+    scores: dict[tuple[int, ...], float] = {}
+    for choice, scale in choices:
+        codes, score = read_choice(template, choice)
+        scores[codes] = max(score * scale, scores.get(codes, float("-inf")))
+    return rank_items(template, scores)[:n]
+
+
+def read_choice(template: PromptTemplate, choice: Any) -> tuple[tuple[int, ...], float]:
+    """Codes of one answer and the sum of its SID tokens' reported log-probs."""
+    text = choice.message.content or ""
+    codes = template.index.semantic_ids.parse(text)
+    if codes is None or not template.index.semantic_ids.items_of(codes):
+        raise InputError(
+            f"endpoint: answered {text!r}, no item of this catalogue; serve this very --model directory"
+        )
+    return codes, sum(token.logprob for token in choice.logprobs.content[: len(codes)])
+
+
+def rank_items(template: PromptTemplate, scores: dict[tuple[int, ...], float]) -> list[Recommendation]:
+    """Score descending, then codes; an SID that items share expands to all of them, most frequent in train first."""
+    trie, catalog, ids = template.index.trie, template.index.catalog, template.index.semantic_ids
+    ranked: list[Recommendation] = []
+    for codes, score in sorted(scores.items(), key=lambda entry: (-entry[1], entry[0])):
+        node = trie.node_of(codes)
+        assert node is not None
+        low, _ = trie.leaf_ranges([node], len(codes))
+        for item in trie.items_of_leaf(int(low[0])):
+            row = (catalog.item_ids[item], catalog.titles[item], ids.spell(int(item)))
+            ranked.append(Recommendation(len(ranked) + 1, int(item), *row, score))
+    return ranked
+
+
+def format_table(recommendations: Sequence[Recommendation], width: int = 60) -> str:
+    """Rank, title, item_id and score as aligned text."""
+    rows = [("rank", "title", "item_id", "score")]
+    for entry in recommendations:
+        title = entry.title if len(entry.title) <= width else entry.title[: width - 1] + "…"
+        rows.append((str(entry.rank), title or "(no title)", entry.item_id, f"{entry.score:.3f}"))
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    lines = [
+        f"{row[0]:>{widths[0]}}  {row[1]:<{widths[1]}}  {row[2]:<{widths[2]}}  {row[3]:>8}".rstrip()
+        for row in rows
+    ]
+    return "\n".join(lines)
+
+
+def name_message(argv: Sequence[str]) -> list[str]:
+    """Put `--message` before the one argument that belongs to no flag, so that it may stand alone.
+
+    A list flag takes everything up to the next flag: a request goes before `--history`, or is the only positional.
+    """
+    hints = get_type_hints(ChatArguments)
+    lists = {
+        f"--{entry.name}"
+        for entry in dataclasses.fields(ChatArguments)
+        if get_origin(hints[entry.name]) is list
+    }
+    result: list[str] = []
+    expects, many = False, False
+    for argument in argv:
+        if argument.startswith("--"):
+            many = argument in lists
+            expects = "=" not in argument and argument not in ("--help",) and not many
+        elif not expects and not many:
+            result.append("--message")
+        else:
+            expects = False
+        result.append(argument)
+    return result
+
+
+def main(argv: Sequence[str]) -> None:
+    (arguments,) = parse(ChatArguments, name_message(argv), description=__doc__)
+    try:
+        import openai
+    except ModuleNotFoundError as error:
+        raise InputError("openai: is not installed; install sidereal[cpu] or sidereal[vllm]") from error
+    template = open_template(arguments.model)
+    history = [template.index.catalog.item_index(item_id) for item_id in arguments.history]
+    client = openai.OpenAI(base_url=arguments.base_url, api_key=arguments.api_key, timeout=120, max_retries=1)
+
+    def answer(message: str | None) -> None:
+        messages = request_messages(template, message, history)
+        found = recommend(client, template, messages, arguments.n, arguments.temperature, arguments.seed)
+        print(format_table(found))
+        if len(found) < arguments.n:
+            print(f"({len(found)} different items came up; a higher --temperature finds more)")
+
+    if arguments.message or history:
+        answer(arguments.message)
+    elif sys.stdin.isatty():
+        print("What are you looking for? (an empty line ends)")
+        while message := input("> ").strip():
+            answer(message)
+    else:
+        raise InputError("message: nothing was asked; give a request in quotes or --history item_id ...")
+
+
+if __name__ == "__main__":
+    run(main)
