@@ -49,7 +49,7 @@ def decode(
         codes = trie.vocabulary.decode(sequence[width:].tolist())
         node = trie.trie.node_of(codes) if codes is not None else None
         if node is None:  # a beam that transformers has already given -inf
-            return [int(trie.token_ids[0][0])]
+            return [int(trie.token_ids[0][int(trie.trie.tok[0][0])])]
         level_codes, _ = trie.trie.children(node, len(codes))
         return trie.token_ids[len(codes)][torch.from_numpy(level_codes.astype(np.int64))].tolist()
 

@@ -16,7 +16,7 @@ from sid_builder.trie import END, SidTrie
 
 @dataclass(frozen=True)
 class Candidates:
-    """Legal continuations by row: `row_E`, child node `child_E`, token id `token_E` (-1: the SID has ended)."""
+    """Legal continuations by row: `row_E`, child node `child_E`, token id `token_E` (-1: SID has ended)."""
 
     row_E: torch.Tensor
     child_E: torch.Tensor
