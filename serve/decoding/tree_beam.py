@@ -89,22 +89,28 @@ class _TreeBeam:
         )
         return output.last_hidden_state
 
+    def _sid_head(self, hidden_RH: torch.Tensor) -> torch.Tensor:
+        """Logits of the SID tokens alone. A head that an adapter wraps is run whole: its weight is not all of it."""
+        columns = self.trie.sid_token_ids
+        if type(self.head) is not torch.nn.Linear:
+            return self.head(hidden_RH)[:, columns]
+        bias = None if self.head.bias is None else self.head.bias[columns]
+        return torch.nn.functional.linear(hidden_RH, self.head.weight[columns], bias)
+
     def _candidate_scores(self, hidden_RH: torch.Tensor, candidates: Candidates) -> torch.Tensor:
         """Log-prob of every candidate's token given its row, fp32 [E]; 0 where the SID has already ended."""
+        slot = candidates.token_E.clamp(min=0)
         if self.score == "sid":
             columns = self.trie.sid_token_ids
-            weight = self.head.weight[columns]
-            slot = torch.searchsorted(columns, candidates.token_E.clamp(min=0)).clamp(max=len(columns) - 1)
+            slot = torch.searchsorted(columns, slot).clamp(max=len(columns) - 1)
+            head, width = self._sid_head, len(columns)
         else:
-            slot = candidates.token_E.clamp(min=0)
-            weight = None
-        width = len(slot) if weight is None else len(weight)
-        width = self.config.get_text_config().vocab_size if weight is None else width
+            head, width = self.head, self.config.get_text_config().vocab_size
         rows_at_once = max(1, _MAX_LOGITS // width)
         scores = torch.empty(len(slot), dtype=torch.float32, device=slot.device)
         for start in range(0, len(hidden_RH), rows_at_once):
             block = hidden_RH[start : start + rows_at_once]
-            logits = (self.head(block) if weight is None else block @ weight.T).float()
+            logits = head(block).float()
             bounds = torch.tensor([start, start + len(block)], device=slot.device)
             first, last = torch.searchsorted(candidates.row_E, bounds).tolist()
             local = candidates.row_E[first:last] - start

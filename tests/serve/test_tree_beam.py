@@ -225,15 +225,16 @@ def test_ties_are_ordered_by_codes(wide_index):
 
 
 @pytest.mark.parametrize("score", ["full", "trie", "sid"])
-@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
-def test_a_model_wrapped_by_peft(wide_index, tied, score):
+@pytest.mark.parametrize("trained", ["rows of a tied head", "rows of both", "lora on the head"])
+def test_a_model_wrapped_by_peft(wide_index, trained, score):
     """LoRA weights and trained token rows take part, in the input and in the head."""
     from peft import LoraConfig, get_peft_model
 
-    made = make_recommender(wide_index, tied=tied)
+    made = make_recommender(wide_index, tied=trained == "rows of a tied head")
     ids = made.template.vocabulary.all_ids.tolist()
-    tokens = {"embed_tokens": ids} if tied else {"embed_tokens": ids, "lm_head": ids}
-    config = LoraConfig(r=4, target_modules=["q_proj", "v_proj", "down_proj"], trainable_token_indices=tokens)
+    tokens = {"embed_tokens": ids, "lm_head": ids} if trained == "rows of both" else {"embed_tokens": ids}
+    modules = ["q_proj", "v_proj", "down_proj"] + (["lm_head"] if trained == "lora on the head" else [])
+    config = LoraConfig(r=4, target_modules=modules, trainable_token_indices=tokens)
     prompts = ragged_prompts(made)
     before = tree_beam.decode(made.model, prompts, made.trie, 20, score=score)
     made.model = get_peft_model(made.model, config).eval()
