@@ -3,11 +3,12 @@
 from typing import Any
 
 import datasets
+import torch
 from peft import LoraConfig
 from transformers import TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
-from prompts.branches import check_attention
+from prompts.branches import IGNORE, check_attention
 from prompts.template import PromptTemplate
 from serve.decoding.recommender import Recommender
 from serve.evaluation.model_ranking import evaluate_model, sample_cases
@@ -67,11 +68,30 @@ class SidTrainer(SFTTrainer):
             recommender = Recommender(self.model, tokenizer, template.index, template)
             self.add_callback(ValidRanking(self, recommender, interactions, valid_cases, config.seed))
 
+        # The backbone's last hidden states pass through here on their way to the fused head.
+        self._labelled: torch.Tensor | None = None
+        inner = self.accelerator.unwrap_model(self.model)
+        inner = inner.get_base_model() if hasattr(inner, "get_base_model") else inner
+        inner.base_model.register_forward_hook(self._keep_labelled_rows)
+
+    def _keep_labelled_rows(self, module: Any, args: Any, output: Any) -> Any:
+        if self._labelled is not None:
+            output.last_hidden_state = output.last_hidden_state[self._labelled][None]
+        return output
+
     def compute_loss(self, model: Any, inputs: dict, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
-        """SFTTrainer's, with tokens counted from a 4-D mask (its own count sums a 2-D one)."""
+        """SFTTrainer's, scoring labelled positions alone, with tokens counted from a 4-D mask.
+
+        TRL 1.16 scores every position where there is no Triton: with one label in eight tokens, half of a small model's step.
+        """
         seen = self._total_train_tokens
         mode = "train" if self.model.training else "eval"
-        result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        self._labelled = inputs["shift_labels"] != IGNORE
+        inputs = {**inputs, "shift_labels": inputs["shift_labels"][self._labelled][None]}
+        try:
+            result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        finally:
+            self._labelled = None
         if mode == "train":
             # Padding sees itself alone and nobody sees it; every real token has at least one neighbour.
             sees = (inputs["attention_mask"] == 0).squeeze(1)

@@ -24,15 +24,15 @@ def _collect(context, task, seed=0):
     return list(resolve(TASKS, task, "task")(context, np.random.default_rng(seed)))
 
 
-def _answers(example):
-    """Token ids of each run of labels."""
+def _answers(example, end_id):
+    """The labels, cut after each end-of-turn token."""
     answers, run = [], []
-    for label in [*example.shift_labels, IGNORE]:
-        if label != IGNORE:
-            run.append(label)
-        elif run:
+    for label in example.shift_labels:
+        run += [label] if label != IGNORE else []
+        if label == end_id:
             answers.append(run)
             run = []
+    assert not run
     return answers
 
 
@@ -44,7 +44,7 @@ def test_conformance(context, task):
     for example in examples:
         assert example.task == task
         assert len(example.input_ids) <= template.pack.max_prompt_tokens + 8 * (1 + len(example.branch_attach)) + 40
-        answers = _answers(example)
+        answers = _answers(example, template.end_id)
         assert len(answers) == len(example.target_items)
         for answer, target in zip(answers, example.target_items, strict=True):
             assert answer[-1] == template.end_id
