@@ -122,9 +122,8 @@ class PromptTemplate:
     @cached_property
     def _seqrec_frame(self) -> tuple[list[int], list[int], list[int]]:
         template = self.pack.templates("seqrec")[0]
-        framed = self._frame(
-            self.messages(template.user.replace("{history_sids}", _MARK)), generation_prompt=True
-        )
+        user = template.user.format(history_sids=_MARK, query="")
+        framed = self._frame(self.messages(user), generation_prompt=True)
         before, mark, after = framed.partition(_MARK)
         assert mark, "seqrec's first wording must hold {history_sids}"
         encode = self.tokenizer.encode
@@ -158,6 +157,8 @@ class PromptTemplate:
 
     def seqrec_prompt(self, history: Sequence[int] | np.ndarray) -> list[int]:
         """Same ids as `prompt("seqrec", history)`, without the tokenizer: for evaluation and rollouts at scale."""
+        if not len(history):  # without a SID in between, the frame's two halves may share a token
+            return self.prompt("seqrec")
         before, between, after = self.seqrec_pieces()
         ids = list(before)
         for position, item in enumerate(self.bounded_history(history)):

@@ -30,12 +30,16 @@ class Histories:
         return len(self.sequence_C)
 
     def history(self, case: int, max_history: int | None = None) -> np.ndarray:
-        """Item indices before the target, oldest first, int32; the newest `max_history` if given."""
+        """Item indices before the target, oldest first, int32; the newest `max_history` if given.
+
+        A valid target that is not in the catalogue (-1) is left out of the test history it would be part of.
+        """
         start = int(self.interactions.indptr_S1[self.sequence_C[case]])
         end = start + int(self.position_C[case])
         if max_history is not None:
             start = max(start, end - max_history)
-        return self.interactions.items_I[start:end]
+        items = self.interactions.items_I[start:end]
+        return items if (items >= 0).all() else items[items >= 0]
 
     @cached_property
     def targets_C(self) -> np.ndarray:
@@ -124,17 +128,17 @@ class Interactions:
         return len(np.unique(pairs)) < len(pairs)
 
     def check(self, num_items: int) -> None:
-        """InputError if an index is outside the catalogue (-1, an unknown target, is allowed in valid and test only)."""
+        """InputError if an index is outside the catalogue (-1, an unknown item, only as a valid or test target)."""
         bad = (self.items_I >= num_items) | (self.items_I < -1)
         if bad.any():
             value = int(self.items_I[np.argmax(bad)])
             raise InputError(
                 f"interactions: item_index {value} is outside the catalogue of {num_items} items"
             )
-        train_targets = self.histories("train").targets_C
-        if (train_targets < 0).any():
+        asked = [self.indptr_S1[:-1][at >= 0] + at[at >= 0] for at in (self.valid_S, self.test_S)]
+        if len(np.setdiff1d(np.flatnonzero(self.items_I < 0), np.concatenate(asked))):
             raise InputError(
-                "interactions: a train target is not in the catalogue; drop the row or add the item"
+                "interactions: an item before a target, or of train, is not in the catalogue; drop it or add the item"
             )
 
     def save(self, directory: Path) -> None:

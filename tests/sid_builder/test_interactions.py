@@ -1,0 +1,63 @@
+"""Splits, histories and what may be unknown."""
+
+import numpy as np
+import pytest
+
+from sid_builder.errors import InputError
+from sid_builder.interactions import Interactions
+
+
+def small() -> Interactions:
+    """Sequences of 5, 2, 3 and 1 items."""
+    rows = [np.array([0, 1, 2, 3, 4]), np.array([5, 6]), np.array([7, 8, 9]), np.array([3])]
+    return Interactions.leave_one_out(list("abcd"), rows)
+
+
+def cases(interactions: Interactions, split) -> list[tuple[list[int], int]]:
+    histories = interactions.histories(split)
+    return [(histories.history(c).tolist(), int(histories.targets_C[c])) for c in range(len(histories))]
+
+
+def test_leave_one_out():
+    interactions = small()
+    assert cases(interactions, "train") == [([0], 1), ([0, 1], 2), ([5], 6)]
+    assert cases(interactions, "valid") == [([0, 1, 2], 3), ([7], 8)]
+    assert cases(interactions, "test") == [([0, 1, 2, 3], 4), ([7, 8], 9)]
+    assert interactions.train_counts(10).tolist() == [1, 1, 1, 1, 0, 1, 1, 1, 0, 0]
+    assert interactions.histories("test").history(0, max_history=2).tolist() == [2, 3]
+    taken = interactions.histories("test").take(np.array([1]))
+    assert len(taken) == 1 and taken.targets_C.tolist() == [9]
+    with pytest.raises(InputError, match="split: 'dev'"):
+        interactions.histories("dev")
+
+
+def test_repeats_count_within_a_sequence_only():
+    assert not small().has_repeats  # item 3 occurs in two sequences
+    assert Interactions.leave_one_out(["a"], [np.array([1, 2, 1])]).has_repeats
+
+
+def test_only_valid_and_test_targets_may_be_unknown():
+    interactions = small()
+    interactions.items_I[3] = -1  # valid target of the first sequence
+    interactions.check(10)
+    assert cases(interactions, "valid")[0] == ([0, 1, 2], -1)
+    assert cases(interactions, "test")[0] == ([0, 1, 2], 4)  # and left out of the history behind it
+    interactions.items_I[0] = -1
+    with pytest.raises(InputError, match="not in the catalogue"):
+        interactions.check(10)
+    with pytest.raises(InputError, match="item_index 9 is outside the catalogue of 9 items"):
+        small().check(9)
+
+
+def test_no_interactions_are_an_error():
+    with pytest.raises(InputError, match="there are none"):
+        Interactions.leave_one_out([], [])
+
+
+def test_round_trip(tmp_path):
+    interactions = small()
+    interactions.save(tmp_path)
+    again = Interactions.load(tmp_path)
+    for split in ("train", "valid", "test"):
+        assert cases(again, split) == cases(interactions, split)
+    assert again.users.to_pylist() == list("abcd") and again.timestamps_I is None

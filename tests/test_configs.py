@@ -1,0 +1,81 @@
+"""Every YAML under configs/ parses with the arguments of its command; none is left without one."""
+
+from pathlib import Path
+
+import pytest
+
+from sid_builder import cli
+from sid_builder.artifact import writing
+from sid_builder.errors import InputError
+from sid_builder.registry import resolve
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
+# Folder -> the command's own dataclass and the lazy ones it adds.
+COMMANDS = {
+    "sid": ("sid_builder.build:BuildArguments", ()),
+    "sft": ("sft.arguments:SftArguments", ("trl:SFTConfig",)),
+    "grpo": ("rl.train_grpo:GRPOArguments", ("trl:GRPOConfig",)),
+    "dpo": ("rl.train_dpo:DPOArguments", ("trl:DPOConfig",)),
+    "serve": ("serve.launch:LaunchArguments", ()),
+}
+OF_COMMANDS = [path for path in CONFIGS if path.relative_to(ROOT / "configs").parts[0] != "accelerate"]
+
+
+def name(path: Path) -> str:
+    return path.relative_to(ROOT / "configs").as_posix()
+
+
+@pytest.fixture
+def parse(tmp_path):
+    """Parse a YAML as its command does, checks of values included, with inputs that exist."""
+    (tmp_path / "sids").mkdir()
+    with writing(tmp_path / "model", "model"):
+        pass
+    out = ["--output_dir", str(tmp_path / "out")]
+    flags = {
+        "sid": out,
+        "sft": ["--sid_dir", str(tmp_path / "sids"), *out],
+        "grpo": ["--model_name_or_path", str(tmp_path / "model"), *out],
+        "dpo": ["--model_name_or_path", str(tmp_path / "model"), *out],
+        "serve": ["--model", str(tmp_path / "model")],
+    }
+
+    def parse(folder: str, path: Path) -> tuple:
+        own, lazy = COMMANDS[folder]
+        needs_data = folder == "sid" and cli.load_yaml(path).get("source") in ("jsonl", "minionerec")
+        more = ["--data_path", str(tmp_path)] if needs_data else []
+        return cli.parse(resolve({}, own, "command"), ["--config", str(path), *flags[folder], *more], lazy)
+
+    return parse
+
+
+@pytest.mark.parametrize("path", OF_COMMANDS, ids=name)
+def test_config_parses(path, parse):
+    own, *lazy = parse(path.relative_to(ROOT / "configs").parts[0], path)
+    for key, value in cli.load_yaml(path).items():
+        if hasattr(own, key) and isinstance(value, (str, int, float, list)):
+            assert getattr(own, key) == value, key
+        assert any(hasattr(part, key) for part in (own, *lazy)), key
+
+
+@pytest.mark.parametrize("path", [p for p in CONFIGS if p.parent.name == "accelerate"], ids=name)
+def test_accelerate_config_loads(path):
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    loaded = load_config_from_file(str(path))
+    assert loaded.num_processes >= 1
+
+
+@pytest.mark.parametrize("folder", sorted(COMMANDS))
+def test_a_typo_in_a_config_is_named(folder, parse, tmp_path):
+    path = tmp_path / "typo.yaml"
+    needed = "source: toy\nquantizer: given\n" if folder == "sid" else ""
+    path.write_text(needed + ("from_scratch: {}\ntraining: full\n" if folder == "sft" else "") + "sedd: 1\n")
+    with pytest.raises(InputError, match="sedd: unknown key"):
+        parse(folder, path)
+
+
+def test_there_are_configs():
+    assert {path.relative_to(ROOT / "configs").parts[0] for path in CONFIGS} <= {*COMMANDS, "accelerate"}
+    assert CONFIGS
