@@ -3,4 +3,5 @@
 REWARDS = {
     "rule": "rl.rewards.rule:reward",
     "ranking": "rl.rewards.ranking:reward",
+    "lambda_ndcg": "rl.rewards.lambda_ndcg:reward",
 }

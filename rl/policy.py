@@ -84,6 +84,11 @@ def load_policy(own: PolicyArgs, args: Any) -> Recommender:
     """Open the model directory on the trainer's device; fails here when it carries no interactions."""
     policy = Recommender.load(own.model_name_or_path, device=str(args.device), dtype=own.dtype)
     assert len(policy.interactions.users) == policy.interactions.num_sequences
+    for module in policy.model.modules():
+        # Rollouts and the reference have no dropout: with it in the update, the policy would differ from both
+        # at step 0. TRL's disable_dropout reaches nn.Dropout only. The saved config keeps its value.
+        if hasattr(module, "attention_dropout"):
+            module.attention_dropout = 0.0
     return policy
 
 

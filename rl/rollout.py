@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from prompts.template import PromptTemplate
-from serve.decoding.ranking import ItemFilter
+from serve.decoding.ranking import ItemFilter, Ranking
 from serve.decoding.tree_beam import decode
 from serve.decoding.trie_step import DeviceTrie
 from sid_builder.errors import InputError
@@ -49,21 +49,23 @@ class BeamRollout:
         if self.exclude_history:
             histories = [np.asarray(row["history"], dtype=np.int64) for row in rows[::group_size]]
             filters = [ItemFilter(exclude=history) for history in histories]
-        completions = []
+        rankings: list[Ranking] = []
         for start in range(0, len(first), self.prompts_at_once):
             part = slice(start, start + self.prompts_at_once)
-            completions += self._beams(trainer, prompt_ids[part], filters and filters[part], group_size)
+            rankings += self._beams(trainer, prompt_ids[part], filters and filters[part], group_size)
+        encode = self.template.vocabulary.encode
         return {
             "prompt_ids": [prompt_ids[row // group_size] for row in range(len(prompts))],
-            "completion_ids": completions,
+            "completion_ids": [encode(codes) for ranking in rankings for codes in ranking.codes_BL],
             "logprobs": None,  # TRL scores the completions itself where it needs the old log-probs
             "beam_rank": [row % group_size for row in range(len(prompts))],
+            "beam_score": [float(score) for ranking in rankings for score in ranking.beam_scores_B],
             "group": [row // group_size for row in range(len(prompts))],
         }
 
     def _beams(
         self, trainer: Any, prompts: list[list[int]], filters: list[ItemFilter] | None, group_size: int
-    ) -> list[list[int]]:
+    ) -> list[Ranking]:
         policy = trainer.accelerator.unwrap_model(trainer.model)
         if self._trie is None or self._trie.device != policy.device:
             self._trie = DeviceTrie(self.template.index.trie, self.template.vocabulary, policy.device)
@@ -80,8 +82,7 @@ class BeamRollout:
                     f"num_generations: {group_size}, but a prompt has only "
                     f"{len(ranking.codes_BL)} legal SIDs; choose fewer"
                 )
-        encode = self.template.vocabulary.encode
-        return [encode(codes) for ranking in rankings for codes in ranking.codes_BL]
+        return rankings
 
 
 def check_group_size(num_generations: int, trie: Any, longest_history: int) -> None:

@@ -25,6 +25,7 @@ class Completions:
         target_item_C: int64 item_index asked for.
         rank_C: int64 rank in the beam, 0 is the model's favourite.
         group_C: int64; completions of one prompt share a number.
+        score_C: float64 log-prob of the SID under the policy that proposed it.
         index: the items, for rewards that look at more than SIDs.
     """
 
@@ -32,6 +33,7 @@ class Completions:
     target_item_C: np.ndarray
     rank_C: np.ndarray
     group_C: np.ndarray
+    score_C: np.ndarray
     index: SidIndex
 
     def __len__(self) -> int:
@@ -63,8 +65,8 @@ Reward = Callable[[Completions], np.ndarray]
 class BoundReward:
     """A reward in the form TRL calls: keyword columns in, one float per completion out.
 
-    `target_item` is a column of the dataset, `beam_rank` and `group` are what the rollout returned beside its
-    tokens; TRL hands all three over row by row, before anything is shuffled.
+    `target_item` is a column of the dataset; `beam_rank`, `group` and `beam_score` are what the rollout
+    returned beside its tokens. TRL hands them over row by row, before anything is shuffled.
     """
 
     def __init__(self, name: str, reward: Reward, index: SidIndex, vocabulary: SidVocabulary) -> None:
@@ -77,6 +79,7 @@ class BoundReward:
         target_item: Sequence[int],
         beam_rank: Sequence[int],
         group: Sequence[int],
+        beam_score: Sequence[float],
         **_: Any,
     ) -> list[float]:
         codes_CL = np.full((len(completion_ids), self.index.semantic_ids.depth), -1, dtype=np.int32)
@@ -84,9 +87,8 @@ class BoundReward:
             codes = self.vocabulary.decode(list(ids)) or ()
             codes_CL[row, : len(codes)] = codes
         columns = (np.asarray(column, dtype=np.int64) for column in (target_item, beam_rank, group))
-        return checked(
-            self.__name__, self.reward(Completions(codes_CL, *columns, index=self.index)), len(codes_CL)
-        )
+        completions = Completions(codes_CL, *columns, np.asarray(beam_score, dtype=np.float64), self.index)
+        return checked(self.__name__, self.reward(completions), len(codes_CL))
 
 
 def checked(name: str, values: Any, count: int) -> list[float]:

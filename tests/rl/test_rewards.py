@@ -28,6 +28,7 @@ def completions(index) -> Completions:
         target_item_C=np.repeat([7, 0, 16], G),
         rank_C=np.tile(np.arange(G), 3),
         group_C=np.repeat([0, 1, 2], G),
+        score_C=np.tile([-1.0, -1.5, -3.0, -9.0], 3),
         index=index,
     )
 
@@ -38,6 +39,7 @@ def rows_of(completions: Completions, rows: np.ndarray) -> Completions:
         completions.target_item_C[rows],
         completions.rank_C[rows],
         completions.group_C[rows],
+        completions.score_C[rows],
         completions.index,
     )
 
@@ -83,13 +85,24 @@ def test_discounts_for_sixteen_beams_are_minionerecs():
     np.testing.assert_allclose(discounts(16)[[0, 1, 2, 15]], [0.1638, 0.1033, 0.0819, 0.0401], atol=1e-4)
 
 
+def test_lambda_ndcg_is_what_a_swap_would_do_where_scores_are_near(completions):
+    values = resolve(REWARDS, "lambda_ndcg", "rewards")(completions)
+    gain = 1 / np.log2(np.arange(G) + 2)
+    near = 1 / (1 + np.exp(np.array([-2.0, -1.5, 0.0, 6.0])))  # s_hit - s_i, the hit at rank 2
+    expected = -np.abs(gain[2] - gain) * near
+    expected[2] = -expected.sum()
+    np.testing.assert_allclose(values[:G], expected)
+    assert (values[G : 2 * G] == 0).all()
+    np.testing.assert_allclose(values.reshape(3, G).sum(axis=1), 0, atol=1e-12)
+
+
 def test_bound_reward_reads_token_ids_and_its_own_row(small_index, recommender):
     template = recommender.template
     reward = BoundReward("rule", resolve(REWARDS, "rule", "rewards"), small_index, template.vocabulary)
     ids = [template.sid_ids[item] for item in (10, 20)]
     # The same two completions for two targets: what counts is the row's own target.
-    assert reward(ids * 2, [10, 10, 20, 20], beam_rank=[0, 1] * 2, group=[0, 0, 1, 1]) == [1, 0, 0, 1]
-    assert reward([[0, 1, 2]], [10], [0], [0]) == [0.0]  # tokens that are no SID
+    assert reward(ids * 2, [10, 10, 20, 20], [0, 1] * 2, [0, 0, 1, 1], [-1.0, -2.0] * 2) == [1, 0, 0, 1]
+    assert reward([[0, 1, 2]], [10], [0], [0], [-1.0]) == [0.0]  # tokens that are no SID
 
 
 @pytest.mark.parametrize("values", [[1.0, float("nan")], [1.0], [[1.0, 2.0]]])
