@@ -3,8 +3,8 @@
     python -m serve.chat --model out/beauty/model "something like the red trail shoes, but waterproof"
     python -m serve.chat --model out/beauty/model --history B001 B002 --n 10
 
-A real OpenAI client against /v1/chat/completions. The model directory gives the titles and the wording; its weights are
-not loaded. Without a request, on a terminal, it asks for one after the other.
+A real OpenAI client against /v1/chat/completions. The model directory gives titles and wording; its weights
+stay unread. Without a request, on a terminal, it asks for one after the other.
 """
 
 import dataclasses
@@ -61,6 +61,7 @@ def request_messages(
     Raises:
         InputError: when the pack has no wording with both a history and a request.
     """
+    history = [int(item) for item in history]
     if history and not message:
         return template.messages(template.user_text(template.pack.templates("seqrec")[0], history))
     for wordings in template.pack.tasks.values():
@@ -119,13 +120,13 @@ def read_choice(template: PromptTemplate, choice: Any) -> tuple[tuple[int, ...],
     codes = template.index.semantic_ids.parse(text)
     if codes is None or not template.index.semantic_ids.items_of(codes):
         raise InputError(
-            f"endpoint: answered {text!r}, no item of this catalogue; serve this very --model directory"
+            f"endpoint: answered {text!r}, which is no item here; serve this very --model directory"
         )
     return codes, sum(token.logprob for token in choice.logprobs.content[: len(codes)])
 
 
 def rank_items(template: PromptTemplate, scores: dict[tuple[int, ...], float]) -> list[Recommendation]:
-    """Score descending, then codes; an SID that items share expands to all of them, most frequent in train first."""
+    """Score descending, then codes; items that share an SID follow each other, most frequent first."""
     trie, catalog, ids = template.index.trie, template.index.catalog, template.index.semantic_ids
     ranked: list[Recommendation] = []
     for codes, score in sorted(scores.items(), key=lambda entry: (-entry[1], entry[0])):
@@ -155,7 +156,7 @@ def format_table(recommendations: Sequence[Recommendation], width: int = 60) -> 
 def name_message(argv: Sequence[str]) -> list[str]:
     """Put `--message` before the one argument that belongs to no flag, so that it may stand alone.
 
-    A list flag takes everything up to the next flag: a request goes before `--history`, or is the only positional.
+    A list flag takes everything up to the next flag, so a request goes before `--history`.
     """
     hints = get_type_hints(ChatArguments)
     lists = {

@@ -22,8 +22,7 @@ from serve.vllm.server import Server, ServerError, port_is_free
 from sid_builder.cli import parse, run
 from sid_builder.errors import InputError
 
-
-# vllm 0.31.0, v1/attention/backends/cpu_attn.py: CPUAttentionBackend.get_supported_head_sizes; a test compares.
+# vllm 0.31.0, v1/attention/backends/cpu_attn.py, get_supported_head_sizes; a test compares.
 CPU_HEAD_SIZES = [32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512]
 
 
@@ -32,9 +31,7 @@ class LaunchArguments:
     """One server."""
 
     model: str = field(metadata={"help": "model directory (from sft.merge or rl)"})
-    host: str = field(
-        default="127.0.0.1", metadata={"help": "address to listen on; 0.0.0.0 opens it to the network"}
-    )
+    host: str = field(default="127.0.0.1", metadata={"help": "address; 0.0.0.0 opens it to the network"})
     port: int = field(default=8000, metadata={"help": "port to listen on"})
     served_model_name: str = field(default="sidereal", metadata={"help": "name clients ask for"})
     api_key: str | None = field(default=None, metadata={"help": "key clients must send; None: open"})
@@ -122,7 +119,7 @@ def check_cpu_attention(model_dir: str | Path) -> None:
     size = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
     if size not in CPU_HEAD_SIZES:
         raise InputError(
-            f"{model_dir}: attention heads of {size} cannot be served on CPU; use a model with {CPU_HEAD_SIZES}"
+            f"{model_dir}: heads of {size} cannot be served on CPU; use head_dim in {CPU_HEAD_SIZES}"
         )
 
 
@@ -158,10 +155,8 @@ def main(argv: Sequence[str]) -> None:
     if not port_is_free(arguments.host, arguments.port):
         raise InputError(f"port: {arguments.port} on {arguments.host} is taken; choose another --port")
     log_file = arguments.log_file or Path(tempfile.gettempdir()) / f"sidereal-serve-{arguments.port}.log"
-    kind = "CPU" if is_cpu_build() else "GPU"
-    print(
-        f"starting vLLM ({kind}) for {arguments.model}: {template.index.catalog.num_items} items; log: {log_file}"
-    )
+    kind, num_items = "CPU" if is_cpu_build() else "GPU", template.index.catalog.num_items
+    print(f"starting vLLM ({kind}) for {arguments.model}: {num_items} items; log: {log_file}")
     server = Server(
         arguments.model,
         log_file,
