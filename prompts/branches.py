@@ -1,14 +1,15 @@
-"""Trunks with branches: the one layout behind the beam, SFT over all positions, candidate scoring, GRPO and DPO.
+"""Trunks with branches: the one layout behind the beam, SFT, candidate scoring, GRPO and DPO.
 
-A trunk (a prompt) is read once; branches grow from any of its tokens. Every token sees the trunk up to where its branch
-grows, its own ancestors and itself; position ids count along that path. So one forward pass gives exactly the log-probs
-of every path as if each had been a sequence of its own.
+A trunk (a prompt) is read once; branches grow from any of its tokens. Every token sees the trunk up to where
+its branch grows, its own ancestors and itself; position ids count along that path. So one forward pass gives
+exactly the log-probs of every path as if each had been a sequence of its own.
 
 Legend: B batch rows, T columns, Q query rows (the tokens of this forward pass, the last Q columns).
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -17,7 +18,7 @@ from sid_builder.errors import InputError
 IGNORE = -100
 
 
-def check_attention(config: object) -> None:
+def check_attention(config: Any) -> None:
     """Refuse models whose attention cannot take a 4-D mask faithfully.
 
     Raises:
@@ -36,10 +37,11 @@ def check_attention(config: object) -> None:
 
 @dataclass(frozen=True)
 class Branch:
-    """`token_ids` growing behind trunk token `attach`; `labels[i]` is what the model should say after `token_ids[i]`.
+    """`token_ids` growing behind trunk token `attach`; `labels[i]` is what should follow `token_ids[i]`.
 
-    To train a branch from its first token on, let `token_ids` begin with a copy of trunk token `attach` and attach it one
-    earlier: the copy sees the same tokens at the same position, and its label is the branch's first own token.
+    To train a branch from its first token on, let `token_ids` begin with a copy of trunk token `attach` and
+    attach it one earlier: the copy sees the same tokens at the same position, and its label is the branch's
+    first own token.
     """
 
     attach: int
@@ -48,7 +50,7 @@ class Branch:
 
 
 class _Row:
-    """Trees laid one after the other in a row; per token its tree, its branch (0: trunk) and how far it sees the trunk."""
+    """Trees laid side by side in a row; per token its tree, branch (0: trunk), sight of the trunk."""
 
     def __init__(self) -> None:
         self.ids: list[int] = []
@@ -78,7 +80,7 @@ class _Row:
 
 
 def _first_fit(sizes: Sequence[int]) -> list[int]:
-    """Row of each tree: largest trees first, each into the first row with room; rows are as wide as the largest tree."""
+    """Row of each tree: largest first, each into the first row with room; rows are as wide as it."""
     rows, room = [0] * len(sizes), [max(sizes)] * len(sizes)
     for tree in sorted(range(len(sizes)), key=lambda tree: -sizes[tree]):
         row = next(row for row, free in enumerate(room) if free >= sizes[tree])
@@ -92,7 +94,8 @@ class BranchBatch:
 
     Attributes:
         input_ids_BQ, position_ids_BQ: int64; the tokens of this forward pass.
-        visible_BQT: bool; which of the T columns (cached ones first) each query row sees. Rows of padding see themselves.
+        visible_BQT: bool; which of the T columns (cached ones first) each query row sees. Rows of padding see
+            themselves.
         shift_labels_BQ: int64 labels already aligned with the rows (`IGNORE` elsewhere), or None.
         padding_BT: bool; True where a column is padding.
     """
@@ -131,9 +134,10 @@ class BranchBatch:
         """Whole trees, right-padded: each trunk, then its branches one after the other.
 
         Args:
-            trunk_labels: labels of the trunk's own tokens, already shifted (an ordinary example is a trunk alone).
-            pack: lay several small trees into one row, as wide as the largest tree; no tree sees another. Without it, row b
-                is tree b.
+            trunk_labels: labels of the trunk's own tokens, already shifted (an ordinary example is a trunk
+                alone).
+            pack: lay several small trees into one row, as wide as the largest tree; no tree sees another.
+                Without it, row b is tree b.
         """
         trunk_labels = trunk_labels or [None] * len(trunks)
         sizes = [
@@ -148,7 +152,9 @@ class BranchBatch:
 
         def padded(name: str, fill: int) -> torch.Tensor:
             lists = [getattr(row, name) for row in rows]
-            return torch.tensor([values + [fill] * (width - len(values)) for values in lists], dtype=torch.long)
+            return torch.tensor(
+                [values + [fill] * (width - len(values)) for values in lists], dtype=torch.long
+            )
 
         reach, tree_of, branch_of = padded("reach", 0), padded("tree_of", -1), padded("branch_of", -1)
         columns = torch.arange(width)
@@ -162,7 +168,7 @@ class BranchBatch:
         )
 
     def grow(self, parent_BK: torch.Tensor, token_BK: torch.Tensor) -> "BranchBatch":
-        """One token behind K query rows each: the next forward pass over a cache that holds all columns so far.
+        """One token behind K query rows each: the next forward pass over a cache of all columns so far.
 
         Args:
             parent_BK: query row of this batch that token k grows from.

@@ -28,8 +28,9 @@ class Template:
 class PromptPack:
     """Every wording of every task, and the frame around them.
 
-    The frame is a chat template: the tokenizer's own when `chat_template` is null, else this Jinja text, which vocabulary
-    extension stores in the tokenizer, so that the endpoint frames a conversation as training did.
+    The frame is a chat template: the tokenizer's own when `chat_template` is null, else this Jinja text,
+    which vocabulary extension stores in the tokenizer, so that the endpoint frames a conversation as
+    training did.
     """
 
     tasks: dict[str, list[Template]]

@@ -1,4 +1,4 @@
-"""The one object that turns items and words into token ids: for SFT, RL, evaluation and the endpoint alike."""
+"""The one object that turns items and words into token ids: for SFT, RL, evaluation and the endpoint."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,8 +27,8 @@ class Rendered:
 class PromptTemplate:
     """A pack bound to a tokenizer and a SID index.
 
-    A prompt's history is the newest `max_history` items, and fewer when the prompt would exceed `max_prompt_tokens`: the
-    oldest are dropped, so truncation never reaches the answer.
+    A prompt's history is the newest `max_history` items, and fewer when the prompt would exceed
+    `max_prompt_tokens`: the oldest are dropped, so truncation never reaches the answer.
     """
 
     def __init__(self, pack: PromptPack, tokenizer: Any, index: SidIndex) -> None:
@@ -104,7 +104,7 @@ class PromptTemplate:
         wording: int = 0,
         query: str = "",
     ) -> Rendered:
-        """One example: the prompt of `task` in its `wording`-th template and the answer for `item` (an item_index)."""
+        """One example: the prompt of `task` in its `wording`-th template and the answer for `item`."""
         template = self.pack.templates(task)[wording]
         fields = {
             "sid": self.index.semantic_ids.spell(item),
@@ -134,8 +134,9 @@ class PromptTemplate:
     def seqrec_pieces(self) -> tuple[list[int], list[int], list[int]]:
         """Token ids before the history, between two items and after the history of a seqrec prompt.
 
-        SID tokens are whole tokens, so a prompt is exactly `before + sid + between + sid + ... + after`: histories of one
-        user share a trunk, and evaluation renders without running the tokenizer. A test holds this against `prompt`.
+        SID tokens are whole tokens, so a prompt is exactly `before + sid + between + sid + ... + after`:
+        histories of one user share a trunk, and evaluation renders without running the tokenizer. A test
+        holds this against `prompt`.
         """
         return self._seqrec_frame
 
@@ -156,7 +157,7 @@ class PromptTemplate:
         return newest
 
     def seqrec_prompt(self, history: Sequence[int] | np.ndarray) -> list[int]:
-        """Same ids as `prompt("seqrec", history)`, without the tokenizer: for evaluation and rollouts at scale."""
+        """Same ids as `prompt("seqrec", history)` without the tokenizer: for evaluation and rollouts."""
         if not len(history):  # without a SID in between, the frame's two halves may share a token
             return self.prompt("seqrec")
         before, between, after = self.seqrec_pieces()

@@ -15,7 +15,7 @@ from sid_builder.semantic_ids import SemanticIds
 
 @dataclass(frozen=True)
 class SidVocabulary:
-    """`token_ids[l]` int64 [K_l]: vocabulary id of every code of level l, -1 where the tokenizer lacks an unused code."""
+    """`token_ids[l]` int64 [K_l]: vocabulary id of every code of level l, -1 where unused and missing."""
 
     token_ids: tuple[np.ndarray, ...]
 
@@ -24,7 +24,8 @@ class SidVocabulary:
         """Look the SID tokens up in a Hugging Face tokenizer.
 
         Raises:
-            InputError: when a token that an item uses is missing or is not a single token: tokenizer and index disagree.
+            InputError: when a token that an item uses is missing or is not a single token: tokenizer and
+                index disagree.
         """
         known = tokenizer.get_vocab()
         tables = []
@@ -38,8 +39,9 @@ class SidVocabulary:
             if len(missing):
                 token = semantic_ids.token(level, int(missing[0]))
                 raise InputError(
-                    f"tokenizer: {token!r}, which the SID index uses, is not in its vocabulary ({len(missing)} of "
-                    f"{len(used)} tokens of level {level} are missing); use the tokenizer saved beside this sid_index"
+                    f"tokenizer: {token!r}, which the SID index uses, is not in its vocabulary "
+                    f"({len(missing)} of {len(used)} tokens of level {level} are missing); "
+                    "use the tokenizer saved beside this sid_index"
                 )
             tables.append(ids)
         vocabulary = SidVocabulary(tuple(tables))

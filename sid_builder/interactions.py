@@ -20,7 +20,7 @@ SPLITS: tuple[Split, ...] = ("train", "valid", "test")
 
 @dataclass(frozen=True)
 class Histories:
-    """The cases of one split: case c asks for the item at `position_C[c]` of sequence `sequence_C[c]`, given all before."""
+    """Cases of a split: c asks for position `position_C[c]` of sequence `sequence_C[c]`, given all before."""
 
     interactions: "Interactions"
     sequence_C: np.ndarray  # int64
@@ -54,8 +54,8 @@ class Histories:
 class Interactions:
     """Sequences (oldest first) in CSR form with split boundaries.
 
-    In sequence s, positions `train_lo_S[s] <= p < train_hi_S[s]` are train's, `valid_S[s]` and `test_S[s]` are the
-    positions asked for (-1: none). Leave-one-out and pre-split rows (MiniOneRec) are both this.
+    In sequence s, positions `train_lo_S[s] <= p < train_hi_S[s]` are train's; `valid_S[s]` and `test_S[s]`
+    are the positions asked for (-1: none). Leave-one-out and pre-split rows (MiniOneRec) are both this.
     """
 
     users: pa.Array  # string, one per sequence
@@ -79,7 +79,7 @@ class Interactions:
     def leave_one_out(
         users: list[str], sequences: list[np.ndarray], timestamps: list[np.ndarray] | None = None
     ):
-        """Of s_1..s_n with n >= 3, train is s_1..s_{n-2}, valid asks for s_{n-1}, test for s_n; shorter ones are train's."""
+        """Of s_1..s_n, n >= 3, train is s_1..s_{n-2}, valid asks s_{n-1}, test s_n; shorter: train."""
         lengths = np.array([len(sequence) for sequence in sequences], dtype=np.int64)
         if len(lengths) == 0 or lengths.sum() == 0:
             raise InputError("interactions: there are none; check the sequences file")
@@ -96,7 +96,7 @@ class Interactions:
         )
 
     def histories(self, split: Split) -> Histories:
-        """Cases of a split, in sequence order. Train has every train position that has a history (position >= 1)."""
+        """Cases of a split, in sequence order. Train: every train position with a history."""
         if split == "train":
             low = np.maximum(self.train_lo_S, 1)
             counts = np.maximum(self.train_hi_S - low, 0)
@@ -128,7 +128,7 @@ class Interactions:
         return len(np.unique(pairs)) < len(pairs)
 
     def check(self, num_items: int) -> None:
-        """InputError if an index is outside the catalogue (-1, an unknown item, only as a valid or test target)."""
+        """InputError for an index outside the catalogue (-1, unknown, is fine as a valid or test target)."""
         bad = (self.items_I >= num_items) | (self.items_I < -1)
         if bad.any():
             value = int(self.items_I[np.argmax(bad)])
@@ -138,11 +138,11 @@ class Interactions:
         asked = [self.indptr_S1[:-1][at >= 0] + at[at >= 0] for at in (self.valid_S, self.test_S)]
         if len(np.setdiff1d(np.flatnonzero(self.items_I < 0), np.concatenate(asked))):
             raise InputError(
-                "interactions: an item before a target, or of train, is not in the catalogue; drop it or add the item"
+                "interactions: an item of train or of a history is not in the catalogue; drop it or add it"
             )
 
     def save(self, directory: Path) -> None:
-        """Write `interactions.parquet` (one row per interaction) and `sequences.parquet` (one row per sequence)."""
+        """Write `interactions.parquet` (row: interaction) and `sequences.parquet` (row: sequence)."""
         columns = {"item_index": pa.array(self.items_I)}
         if self.timestamps_I is not None:
             columns["timestamp"] = pa.array(self.timestamps_I)

@@ -1,10 +1,12 @@
 """The prefix tree over semantic IDs as CSR arrays over sorted codes.
 
-Level l keeps `tok[l]`, the child codes of all its nodes concatenated, and `indptr[l]`, where each node's children start. A
-child's id is `indptr[l][node] + slot`, so there is no next-state array. Nodes of the last level are leaves; leaf ids are rows in
-sorted order, so every node owns a contiguous range of leaves and any filter over leaves is exact at every level.
+Level l keeps `tok[l]`, the child codes of all its nodes concatenated, and `indptr[l]`, where each node's
+children start. A child's id is `indptr[l][node] + slot`, so there is no next-state array. Nodes of the last
+level are leaves; leaf ids are rows in sorted order, so every node owns a contiguous range of leaves and any
+filter over leaves is exact at every level.
 
-Variable-length SIDs: a row that ends early continues with the single child `END` down to the last level; it costs nothing.
+Variable-length SIDs: a row that ends early continues with the single child `END` down to the last level; it
+costs nothing.
 
 Legend: N items, L levels, M leaves (distinct SIDs), n_l nodes of level l (n_0 = 1, the root).
 """
@@ -26,9 +28,11 @@ class SidTrie:
     """Immutable; arrays may be memory-mapped.
 
     Attributes:
-        tok: per level uint16 [n_{l+1}], codes of the children, ascending within a node (`END` for a finished SID).
+        tok: per level uint16 [n_{l+1}], codes of the children, ascending within a node (`END` for a finished
+            SID).
         indptr: per level uint32 [n_l + 1].
-        leaf_items_N: int32, items in leaf order; within a leaf the most frequent in train first, then item_index.
+        leaf_items_N: int32, items in leaf order; within a leaf the most frequent in train first, then
+            item_index.
         extra_X: int32 [N - M], sorted: a leaf of m items stands here m - 1 times, so its items start at
             `leaf + searchsorted(extra_X, leaf)`. Costs 4 bytes per collided item instead of 4 per leaf.
     """
@@ -46,7 +50,8 @@ class SidTrie:
             train_counts_N: orders the items of a collided SID, most frequent first; item_index decides ties.
 
         Raises:
-            InputError: if there are no items, or one SID is a prefix of another (decoding could not tell them apart).
+            InputError: if there are no items, or one SID is a prefix of another (decoding could not tell them
+                apart).
         """
         num_items, depth = codes_NL.shape
         if num_items == 0:
@@ -93,19 +98,19 @@ class SidTrie:
         return self.nbytes + self.leaf_items_N.nbytes + self.extra_X.nbytes
 
     def leaf_ranges(self, nodes: np.ndarray, level: int) -> tuple[np.ndarray, np.ndarray]:
-        """Leaves [low, high) below nodes of `level` (the root is level 0, leaves are level L); int64 arrays."""
+        """Leaves [low, high) below nodes of `level` (0: the root, L: the leaves); int64 arrays."""
         low, high = np.asarray(nodes, dtype=np.int64), np.asarray(nodes, dtype=np.int64) + 1
         for indptr in self.indptr[level:]:
             low, high = indptr[low].astype(np.int64), indptr[high].astype(np.int64)
         return low, high
 
     def children(self, node: int, level: int) -> tuple[np.ndarray, np.ndarray]:
-        """Codes and node ids of the children of one node of `level`; `END` means the SID is already complete."""
+        """Codes and node ids of the children of one node of `level`; `END`: the SID is already complete."""
         first, last = int(self.indptr[level][node]), int(self.indptr[level][node + 1])
         return self.tok[level][first:last], np.arange(first, last)
 
     def node_of(self, codes: list[int] | tuple[int, ...]) -> int | None:
-        """Node reached from the root by `codes` (its level is `len(codes)`), or None when no SID begins so."""
+        """Node reached from the root by `codes` (its level is `len(codes)`), or None if no SID begins so."""
         node = 0
         for level, code in enumerate(codes):
             if level >= self.depth:
@@ -173,7 +178,7 @@ class SidTrie:
 
 
 def _sort_rows(codes_NL: np.ndarray, counts_N: np.ndarray | None) -> np.ndarray:
-    """Order of rows by codes; equal rows by train count descending, then index. Packs into 64 bits when the codes fit."""
+    """Order of rows by codes; equal rows by train count descending, then index."""
     num_items, depth = codes_NL.shape
     base = codes_NL.max(axis=0).astype(np.int64) + 2  # one more for -1
     bits = [int(size - 1).bit_length() for size in base]

@@ -45,13 +45,15 @@ def decode(
         ids[row, width - len(prompt) :] = torch.as_tensor(prompt)
         mask[row, width - len(prompt) :] = 1
 
+    first_child = int(trie.token_ids[0][int(trie.trie.tok[0][0])])
+
     def allowed(_: int, sequence: torch.Tensor) -> list[int]:
         codes = trie.vocabulary.decode(sequence[width:].tolist())
-        node = trie.trie.node_of(codes) if codes is not None else None
-        if node is None:  # a beam that transformers has already given -inf
-            return [int(trie.token_ids[0][int(trie.trie.tok[0][0])])]
-        level_codes, _ = trie.trie.children(node, len(codes))
-        return trie.token_ids[len(codes)][torch.from_numpy(level_codes.astype(np.int64))].tolist()
+        node = None if codes is None else trie.trie.node_of(codes)
+        if codes is None or node is None:  # a beam that transformers has already given -inf
+            return [first_child]
+        children, _ids = trie.trie.children(node, len(codes))
+        return trie.token_ids[len(codes)][torch.from_numpy(children.astype(np.int64))].tolist()
 
     config = GenerationConfig(
         num_beams=k,

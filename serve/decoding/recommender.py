@@ -59,7 +59,7 @@ class Recommender:
         tokenizer = AutoTokenizer.from_pretrained(path)
         template = PromptTemplate(PromptPack.load(path / PACK_FILE), tokenizer, index)
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation="sdpa")
+        model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation="sdpa")
         rows = model.get_input_embeddings().weight.shape[0]
         highest = int(template.vocabulary.all_ids.max())
         if highest >= rows:

@@ -90,7 +90,7 @@ class _TreeBeam:
         return output.last_hidden_state
 
     def _sid_head(self, hidden_RH: torch.Tensor) -> torch.Tensor:
-        """Logits of the SID tokens alone. A head that an adapter wraps is run whole: its weight is not all of it."""
+        """Logits of the SID tokens alone; a head in an adapter is run whole, its weight is not all of it."""
         columns = self.trie.sid_token_ids
         if type(self.head) is not torch.nn.Linear:
             return self.head(hidden_RH)[:, columns]
@@ -201,7 +201,7 @@ class _TreeBeam:
         for beam, path in enumerate(paths):
             codes = self.trie.vocabulary.decode(path)
             node = sid_trie.node_of(codes) if codes is not None else None
-            if node is not None:
+            if codes is not None and node is not None:
                 codes_BL[beam], leaves[beam] = codes, node
         legal = leaves >= 0
         listed = Ranking.from_leaves(sid_trie, leaves[legal], scores_B[legal])

@@ -89,7 +89,8 @@ def rank_targets(
     finally:
         recommender.model.train(was_training)
     seconds = time.monotonic() - started
-    return RankedCases(item_rank_C, sid_rank_C, covered_N, *(int(total) for total in totals), seconds=seconds)
+    beams, invalid, duplicate = totals.tolist()
+    return RankedCases(item_rank_C, sid_rank_C, covered_N, beams, invalid, duplicate, seconds)
 
 
 def evaluate_model(recommender: Recommender, histories: Histories, **options: object) -> dict[str, float]:

@@ -34,7 +34,7 @@ def summarise(
     slices = slices_of(targets_C, train_counts_N)
     table = np.stack([f(row.item_rank_C, k) for row in rows.values() for f, k in COMPARED.values()], axis=1)
     samples = bootstrap_means(table, seed, RESAMPLES).reshape(RESAMPLES, len(rows), len(COMPARED))
-    figures = {}
+    figures: dict[str, dict[str, Any]] = {}
     for number, (name, row) in enumerate(rows.items()):
         figures[name] = {
             "item": metrics_of_ranks(row.item_rank_C),
@@ -49,7 +49,7 @@ def summarise(
         }
     names = list(rows)
     base = next((i for i, name in enumerate(names) if name not in FLOORS), 0)
-    differences = {}
+    differences: dict[str, dict[str, Any]] = {}
     for number, name in enumerate(names):
         if number == base:
             continue
