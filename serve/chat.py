@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, get_origin, get_type_hints
 
+import numpy as np
+
 from prompts.opening import open_template
 from prompts.template import PromptTemplate
 from sid_builder.cli import parse, run
@@ -132,7 +134,7 @@ def rank_items(template: PromptTemplate, scores: dict[tuple[int, ...], float]) -
     for codes, score in sorted(scores.items(), key=lambda entry: (-entry[1], entry[0])):
         node = trie.node_of(codes)
         assert node is not None
-        low, _ = trie.leaf_ranges([node], len(codes))
+        low, _ = trie.leaf_ranges(np.array([node]), len(codes))
         for item in trie.items_of_leaf(int(low[0])):
             row = (catalog.item_ids[item], catalog.titles[item], ids.spell(int(item)))
             ranked.append(Recommendation(len(ranked) + 1, int(item), *row, score))

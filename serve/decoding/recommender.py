@@ -7,15 +7,13 @@ from typing import Any
 
 import torch
 
-from prompts.pack import PromptPack
-from prompts.template import PACK_FILE, PromptTemplate
+from prompts.opening import MODEL_KIND as MODEL_KIND
+from prompts.opening import open_template
+from prompts.template import PromptTemplate
 from serve.decoding.trie_step import DeviceTrie
-from sid_builder.artifact import open_artifact
 from sid_builder.errors import InputError
 from sid_builder.interactions import Interactions
 from sid_builder.sid_index import SidIndex
-
-MODEL_KIND = "model"
 
 
 @dataclass
@@ -52,12 +50,9 @@ class Recommender:
         Raises:
             InputError: when the directory is incomplete or truncated, or tokenizer and index disagree.
         """
-        path = open_artifact(model_dir, MODEL_KIND).path
-        index = SidIndex.load(path / "sid_index")
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        path, template = Path(model_dir), open_template(model_dir)
+        from transformers import AutoModelForCausalLM
 
-        tokenizer = AutoTokenizer.from_pretrained(path)
-        template = PromptTemplate(PromptPack.load(path / PACK_FILE), tokenizer, index)
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation="sdpa")
         rows = model.get_input_embeddings().weight.shape[0]
@@ -66,4 +61,4 @@ class Recommender:
             raise InputError(
                 f"{path}: token id {highest} is beyond the model's {rows} embedding rows; merge again"
             )
-        return Recommender(model.to(device).eval(), tokenizer, index, template, path)
+        return Recommender(model.to(device).eval(), template.tokenizer, template.index, template, path)

@@ -67,8 +67,8 @@ def vllm_command(
     for flag, value in flags.items():
         command += [] if value is None else [flag, str(value)]
     command += ["--disable-uvicorn-access-log"]
-    # vLLM 0.31.0 rewinds the generator of a seeded request whose prompt was read in part; a CPU generator cannot
-    # be rewound and the engine dies (gpu_model_runner.py, _bookkeeping_sync). So prompts are read whole on CPU.
+    # vLLM 0.31.0 rewinds the generator of a seeded request whose prompt was read in part; a CPU generator
+    # cannot be rewound and the engine dies (gpu_model_runner.py, _bookkeeping_sync): prompts are read whole.
     command += ["--enforce-eager", "--no-enable-chunked-prefill"] if cpu else []
     return command + options.extra
 

@@ -176,7 +176,7 @@ class SidLogitsProcessor(V1LogitsProcessor, V2LogitsProcessor):
 
 
 # Sampling parameters that could forbid every legal token, or that vLLM's V1 runner applies after the trie.
-_NEUTRAL = {
+_NEUTRAL: dict[str, Any] = {
     "presence_penalty": 0.0,
     "frequency_penalty": 0.0,
     "repetition_penalty": 1.0,
