@@ -1,6 +1,7 @@
 """A vLLM server as a context manager: starts, waits until it answers, and leaves no process behind."""
 
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -78,7 +79,7 @@ class Server:
         return self.root_url + "/v1"
 
     def start(self) -> None:
-        """Start and wait for /health.
+        """Start, wait for /health and let it answer one request.
 
         Raises:
             ServerError: when a process dies or `timeout_s` passes; everything started is stopped first.
@@ -98,6 +99,7 @@ class Server:
             )
         try:
             self._wait_until_ready(begun)
+            self._first_request()
         except BaseException:
             self.stop(grace_s=2)
             raise
@@ -115,6 +117,21 @@ class Server:
                 raise ServerError(f"vLLM did not answer within {self.timeout_s:.0f} s; see {self.log_file}")
             self.progress(waited)
             time.sleep(0.5)
+
+    def _first_request(self) -> None:
+        """vLLM reports health before its frontend has loaded the logits processor or a kernel has run."""
+        body = {"model": self.options.served_model_name, "prompt": "a", "temperature": 0, "max_tokens": 30}
+        headers = {"Content-Type": "application/json"}
+        if key := self.options.api_key or os.environ.get("VLLM_API_KEY"):
+            headers["Authorization"] = f"Bearer {key}"
+        url = self.base_url + "/completions"
+        request = urllib.request.Request(url, json.dumps(body).encode(), headers)
+        try:
+            urllib.request.urlopen(request, timeout=120).read()
+        except OSError as error:
+            raise ServerError(
+                f"vLLM started but answers no request ({error}): {self.last_error()}; see {self.log_file}"
+            ) from error
 
     def healthy(self) -> bool:
         try:

@@ -186,7 +186,10 @@ if sys.argv[1] == "dies":
     sys.exit("ValueError: no such model")
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
-        self.send_response(200 if sys.argv[1] == "answers" else 503)
+        self.send_response(503 if sys.argv[1] == "hangs" else 200)
+        self.end_headers()
+    def do_POST(self):
+        self.send_response(500 if sys.argv[1] == "refuses" else 200)
         self.end_headers()
     def log_message(self, *arguments): pass
 http.server.HTTPServer(("127.0.0.1", int(sys.argv[2])), Handler).serve_forever()
@@ -237,6 +240,13 @@ def test_server_that_never_answers_is_stopped(monkeypatch, tmp_path):
     stand_in(monkeypatch, "hangs")
     with pytest.raises(ServerError, match="did not answer within 3 s"):
         Server("m", tmp_path / "vllm.log", timeout_s=3).start()
+    assert_gone(tmp_path / "vllm.log")
+
+
+def test_server_that_is_healthy_and_answers_nothing_is_stopped(monkeypatch, tmp_path):
+    stand_in(monkeypatch, "refuses")
+    with pytest.raises(ServerError, match="vLLM started but answers no request .*500"):
+        Server("m", tmp_path / "vllm.log", timeout_s=60).start()
     assert_gone(tmp_path / "vllm.log")
 
 
