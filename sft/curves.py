@@ -29,7 +29,14 @@ def plot_history(history: Sequence[Mapping[str, Any]], path: Path, title: str) -
     for axis in axes.flat[len(series) :]:
         axis.set_visible(False)
     for axis, (name, (steps, values)) in zip(axes.flat, sorted(series.items()), strict=False):
-        axis.plot(steps, values, color="#2a6f97", linewidth=1.4, marker="o" if len(steps) < 20 else None, markersize=3)
+        axis.plot(
+            steps,
+            values,
+            color="#2a6f97",
+            linewidth=1.4,
+            marker="o" if len(steps) < 20 else None,
+            markersize=3,
+        )
         axis.set_title(name, fontsize=9)
         axis.grid(alpha=0.25)
         axis.tick_params(labelsize=8)

@@ -1,7 +1,8 @@
 """One training row, and batches of them.
 
-A row is a trunk with branches (see `prompts.branches`); an ordinary prompt and answer is a trunk alone. Labels are already shifted:
-`shift_labels[i]` is what the model should say after `input_ids[i]`, `IGNORE` where nothing is learnt.
+A row is a trunk with branches (see `prompts.branches`); an ordinary prompt and answer is a trunk alone.
+Labels are already shifted: `shift_labels[i]` is what the model should say after `input_ids[i]`, `IGNORE`
+where nothing is learnt.
 """
 
 from collections.abc import Sequence
@@ -77,8 +78,8 @@ class TaskExample:
 class BranchCollator:
     """Rows -> model inputs: a 4-D mask and position ids, small examples packed beside each other.
 
-    So a batch mixes tasks at random without paying for padding: ten questions of 20 tokens lie in the row that one history of
-    200 fills.
+    So a batch mixes tasks at random without paying for padding: ten questions of 20 tokens lie in the row
+    that one history of 200 fills.
     """
 
     def __init__(self, pad_id: int, dtype: torch.dtype) -> None:
@@ -103,6 +104,7 @@ class BranchCollator:
             "position_ids": batch.position_ids_BQ,
             "attention_mask": batch.attention_mask(self.dtype),
             "shift_labels": batch.shift_labels_BQ,
-            # Trainer divides the loss by the number of labels, and looks for it only where this key is present.
+            # Trainer divides the loss by the number of labels, and looks for it only where this key is
+            # present.
             "labels": batch.shift_labels_BQ,
         }

@@ -1,6 +1,7 @@
-"""Turn a finished training run into one self-contained model directory that rl, serve.evaluate and serve.launch open.
+"""Turn a finished training run into one self-contained model directory that rl, serve.evaluate and
+serve.launch open.
 
-    python -m sft.merge --adapter out/toy/sft --output_dir out/toy/model
+python -m sft.merge --adapter out/toy/sft --output_dir out/toy/model
 """
 
 import shutil
@@ -19,7 +20,9 @@ from sid_builder.sid_index import SidIndex
 class MergeArguments:
     """Arguments of `sft.merge`."""
 
-    adapter: str = field(metadata={"help": "output_dir of sft.train: adapters and trained rows, or full weights"})
+    adapter: str = field(
+        metadata={"help": "output_dir of sft.train: adapters and trained rows, or full weights"}
+    )
     output_dir: str = field(metadata={"help": "model directory to write"})
     overwrite: bool = field(default=False, metadata={"help": "replace an existing model directory"})
 

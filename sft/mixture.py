@@ -27,8 +27,8 @@ _FEATURES = datasets.Features(
 def build_table(context: TaskContext, task_weights: Mapping[str, float], seed: int) -> datasets.Dataset:
     """Rows of all tasks.
 
-    Weight 1 is one pass over the task's data, 2.5 two passes (wordings drawn anew each time) and a random half of a
-    third. Every task has its own random stream, so adding one leaves the others' rows as they were.
+    Weight 1 is one pass over the task's data, 2.5 two passes (wordings drawn anew each time) and a random
+    half of a third. Every task has its own random stream, so adding one leaves the others' rows as they were.
     """
     rows: list[dict] = []
     for task, weight in sorted(task_weights.items()):
@@ -39,7 +39,9 @@ def build_table(context: TaskContext, task_weights: Mapping[str, float], seed: i
         for number in range(passes + (share > 0)):
             # The last, partial pass keeps each example with probability `share`.
             whole = number < passes
-            for example in tqdm(examples(context, rng), desc=f"tokenise {task}", unit="row", leave=False, disable=None):
+            for example in tqdm(
+                examples(context, rng), desc=f"tokenise {task}", unit="row", leave=False, disable=None
+            ):
                 if whole or rng.random() < share:
                     rows.append(_checked(example))
                     found += 1

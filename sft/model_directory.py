@@ -1,4 +1,6 @@
-"""Writing self-contained model directories: weights, tokenizer, template pack, `sid_index/` and `interactions/`."""
+"""Writing self-contained model directories: weights, tokenizer, template pack, `sid_index/` and
+`interactions/`.
+"""
 
 import shutil
 from pathlib import Path
@@ -26,7 +28,8 @@ def write_model_directory(
     """Write an artefact of kind "model" that `rl`, `serve` and evaluation open by its path alone.
 
     Args:
-        interactions_dir: a saved `Interactions` to carry along, or None (such a model can be served, not evaluated).
+        interactions_dir: a saved `Interactions` to carry along, or None (such a model can be served, not
+        evaluated).
     """
     with writing(
         path, MODEL_KIND, config=config, inputs=inputs, seeds=seeds, overwrite=overwrite

@@ -31,7 +31,9 @@ def start_model(
         try:
             tokenizer = AutoTokenizer.from_pretrained(args.model_name_or_path)
         except (OSError, ValueError) as error:
-            raise InputError(f"model_name_or_path: {args.model_name_or_path!r} cannot be opened ({_line(error)})") from error
+            raise InputError(
+                f"model_name_or_path: {args.model_name_or_path!r} cannot be opened ({_line(error)})"
+            ) from error
     token_ids = extend_tokenizer(tokenizer, index.semantic_ids)
     if pack.chat_template is not None:
         tokenizer.chat_template = pack.chat_template
@@ -46,7 +48,9 @@ def start_model(
             args.model_name_or_path, dtype=dtype, attn_implementation="sdpa"
         )
     except (OSError, ValueError) as error:
-        raise InputError(f"model_name_or_path: {args.model_name_or_path!r} cannot be opened ({_line(error)})") from error
+        raise InputError(
+            f"model_name_or_path: {args.model_name_or_path!r} cannot be opened ({_line(error)})"
+        ) from error
     extend_model(model, tokenizer)
     return model, tokenizer, template, token_ids
 

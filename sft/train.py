@@ -1,11 +1,13 @@
 """Teach a language model the semantic IDs: supervised fine-tuning with TRL.
 
-    accelerate launch -m sft.train --config configs/sft/toy_qwen3_scratch.yaml --sid_dir out/toy/sids --output_dir out/toy/sft
-    accelerate launch -m sft.train --config configs/sft/qwen25_05b_lora.yaml --sid_dir out/beauty/sids --output_dir out/beauty/sft
+    accelerate launch -m sft.train --config configs/sft/toy_qwen3_scratch.yaml --sid_dir out/toy/sids
+    --output_dir out/toy/sft accelerate launch -m sft.train --config configs/sft/qwen25_05b_lora.yaml
+    --sid_dir out/beauty/sids --output_dir out/beauty/sft
 
-Every flag of TRL's SFTConfig works as well. Our defaults that differ from TRL's: `max_length` null (the renderer bounds prompts),
-gradient checkpointing off. `--resume_from_checkpoint true` goes on from the newest checkpoint.
-Then `python -m sft.merge --adapter OUTPUT_DIR --output_dir MODEL_DIR` makes the directory that rl and serve open.
+Every flag of TRL's SFTConfig works as well. Our defaults that differ from TRL's: `max_length` null (the
+renderer bounds prompts), gradient checkpointing off. `--resume_from_checkpoint true` goes on from the newest
+checkpoint. Then `python -m sft.merge --adapter OUTPUT_DIR --output_dir MODEL_DIR` makes the directory that rl
+and serve open.
 """
 
 import dataclasses
@@ -35,7 +37,9 @@ OWN_DEFAULTS = {
 
 
 def main(argv: Sequence[str]) -> None:
-    args, config = cli.parse(SftArguments, argv, lazy=["trl:SFTConfig"], own_defaults=OWN_DEFAULTS, description=__doc__)
+    args, config = cli.parse(
+        SftArguments, argv, lazy=["trl:SFTConfig"], own_defaults=OWN_DEFAULTS, description=__doc__
+    )
     output_dir = Path(config.output_dir)
     sids = open_artifact(args.sid_dir, "sids")
     resume = prepare_output(output_dir, KIND, config.resume_from_checkpoint, args.overwrite)
@@ -61,12 +65,15 @@ def main(argv: Sequence[str]) -> None:
     if args.training == "lora":
         if args.load_in_4bit:
             model = quantised(output_dir / "base", args.dtype)
-        # The adapter points at the extended base beside it, or PEFT would store whole embeddings in every checkpoint.
+        # The adapter points at the extended base beside it, or PEFT would store whole embeddings in every
+        # checkpoint.
         model.config._name_or_path = str(output_dir / "base")
         model.name_or_path = str(output_dir / "base")
         peft_config = lora_config(args, model, sid_token_ids)
     config.dataset_kwargs = {**(config.dataset_kwargs or {}), "skip_prepare_dataset": True}
-    trainer = SidTrainer(model, config, table, tokenizer, template, interactions, args.valid_cases, peft_config)
+    trainer = SidTrainer(
+        model, config, table, tokenizer, template, interactions, args.valid_cases, peft_config
+    )
     trainer.train(resume_from_checkpoint=resume)
 
     trained = output_dir / "trained"
@@ -91,15 +98,20 @@ def main(argv: Sequence[str]) -> None:
             summary={"steps": trainer.state.global_step, "rows": len(table), "training": args.training},
             ignore=("checkpoint-", "runs"),
         )
-        print(f"sft.train: wrote {output_dir}; next: python -m sft.merge --adapter {output_dir} --output_dir MODEL_DIR")
+        print(
+            f"sft.train: wrote {output_dir}; "
+            f"next: python -m sft.merge --adapter {output_dir} --output_dir MODEL_DIR"
+        )
     PartialState().wait_for_everyone()
 
 
 def prepare_output(output_dir: Path, kind: str, resume: str | None, overwrite: bool) -> bool | str:
-    """Decide between a fresh run and a resumed one; returns what `Trainer.train(resume_from_checkpoint=...)` takes.
+    """Decide between a fresh run and a resumed one; returns what `Trainer.train(resume_from_checkpoint=...)`
+    takes.
 
     Raises:
-        InputError: when the directory holds a finished or begun run and neither resuming nor overwriting was asked for.
+        InputError: when the directory holds a finished or begun run and neither resuming nor overwriting was
+        asked for.
     """
     checkpoints = sorted(output_dir.glob("checkpoint-*")) if output_dir.is_dir() else []
     wants_resume = resume is not None and str(resume).lower() not in ("false", "no", "0")
@@ -107,19 +119,26 @@ def prepare_output(output_dir: Path, kind: str, resume: str | None, overwrite: b
         (output_dir / MANIFEST).unlink(missing_ok=True)
         if str(resume).lower() in ("true", "yes", "1"):
             if not checkpoints:
-                raise InputError(f"resume_from_checkpoint: {output_dir} holds no checkpoint-*; start without this flag")
+                raise InputError(
+                    f"resume_from_checkpoint: {output_dir} holds no checkpoint-*; start without this flag"
+                )
             return True
         if not Path(str(resume)).is_dir():
-            raise InputError(f"resume_from_checkpoint: {resume!r} is no directory; give true or a checkpoint's path")
+            raise InputError(
+                f"resume_from_checkpoint: {resume!r} is no directory; give true or a checkpoint's path"
+            )
         return str(resume)
     if output_dir.is_dir() and any(output_dir.iterdir()):
         if not overwrite:
             raise InputError(
-                f"output_dir: {output_dir} is not empty; pass --resume_from_checkpoint true, --overwrite or another directory"
+                f"output_dir: {output_dir} is not empty; pass --resume_from_checkpoint true, --overwrite "
+                "or another directory"
             )
         ours = (output_dir / MANIFEST).is_file() or checkpoints or (output_dir / "base").is_dir()
         if not ours:
-            raise InputError(f"output_dir: {output_dir} is no {kind!r} run of sidereal, so --overwrite will not empty it")
+            raise InputError(
+                f"output_dir: {output_dir} is no {kind!r} run of sidereal, so --overwrite will not empty it"
+            )
         shutil.rmtree(output_dir)
     return False
 
@@ -130,7 +149,9 @@ def _pack(args: SftArguments) -> PromptPack:
     return dataclasses.replace(pack, **{key: value for key, value in given.items() if value is not None})
 
 
-def _save_base(output_dir: Path, model: Any, tokenizer: Any, pack: PromptPack, index: SidIndex, interactions: Path) -> None:
+def _save_base(
+    output_dir: Path, model: Any, tokenizer: Any, pack: PromptPack, index: SidIndex, interactions: Path
+) -> None:
     """The extended base, before any training, as a model directory of its own."""
     from sft.model_directory import write_model_directory
 
@@ -141,7 +162,9 @@ def _save_base(output_dir: Path, model: Any, tokenizer: Any, pack: PromptPack, i
 def _differing(config: Any) -> dict[str, Any]:
     """Fields of a TRL config that differ from its class's defaults."""
     plain = {field.name: field.default for field in dataclasses.fields(config)}
-    return {key: to_json(value) for key, value in vars(config).items() if key in plain and value != plain[key]}
+    return {
+        key: to_json(value) for key, value in vars(config).items() if key in plain and value != plain[key]
+    }
 
 
 if __name__ == "__main__":

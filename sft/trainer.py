@@ -61,8 +61,8 @@ class SidTrainer(SFTTrainer):
         )
         head = self.accelerator.unwrap_model(self.model).get_output_embeddings()
         if not hasattr(head, "bias"):
-            # TRL 1.16's fused head reads `lm_head.bias`, which PEFT's TrainableTokensWrapper lacks. Delete this when
-            # test_trl_still_needs_the_bias fails.
+            # TRL 1.16's fused head reads `lm_head.bias`, which PEFT's TrainableTokensWrapper lacks. Delete
+            # this when test_trl_still_needs_the_bias fails.
             head.bias = None
         if valid_cases:
             recommender = Recommender(self.model, tokenizer, template.index, template)
@@ -79,10 +79,13 @@ class SidTrainer(SFTTrainer):
             output.last_hidden_state = output.last_hidden_state[self._labelled][None]
         return output
 
-    def compute_loss(self, model: Any, inputs: dict, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
+    def compute_loss(
+        self, model: Any, inputs: dict, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
         """SFTTrainer's, scoring labelled positions alone, with tokens counted from a 4-D mask.
 
-        TRL 1.16 scores every position where there is no Triton: with one label in eight tokens, half of a small model's step.
+        TRL 1.16 scores every position where there is no Triton: with one label in eight tokens, half of a
+        small model's step.
         """
         seen = self._total_train_tokens
         mode = "train" if self.model.training else "eval"
@@ -105,7 +108,12 @@ class ValidRanking(TrainerCallback):
     """HR@10 and NDCG@10 of a fixed subset of valid, logged at every epoch's end."""
 
     def __init__(
-        self, trainer: SidTrainer, recommender: Recommender, interactions: Interactions, num_cases: int, seed: int
+        self,
+        trainer: SidTrainer,
+        recommender: Recommender,
+        interactions: Interactions,
+        num_cases: int,
+        seed: int,
     ) -> None:
         histories = interactions.histories("valid")
         self.trainer, self.recommender = trainer, recommender

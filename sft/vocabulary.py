@@ -10,8 +10,8 @@ from sid_builder.semantic_ids import SemanticIds
 def extend_tokenizer(tokenizer: Any, semantic_ids: SemanticIds) -> list[int]:
     """Add every token of every codebook, level by level in code order; returns their ids in that order.
 
-    Added as ordinary tokens: special ones would vanish wherever text is decoded with `skip_special_tokens`. Tokens that a
-    checkpoint already carries keep their ids.
+    Added as ordinary tokens: special ones would vanish wherever text is decoded with `skip_special_tokens`.
+    Tokens that a checkpoint already carries keep their ids.
 
     Raises:
         InputError: when only part of them is in the vocabulary, which means another catalogue's SIDs.
@@ -23,7 +23,8 @@ def extend_tokenizer(tokenizer: Any, semantic_ids: SemanticIds) -> list[int]:
     present = sum(token in known for token in tokens)
     if 0 < present < len(tokens):
         raise InputError(
-            f"tokenizer: has {present} of the {len(tokens)} SID tokens already; start from a checkpoint without SID tokens "
+            f"tokenizer: has {present} of the {len(tokens)} SID tokens already; start from a checkpoint "
+            "without SID tokens "
             "or with exactly these"
         )
     tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in tokens])

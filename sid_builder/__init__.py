@@ -1,6 +1,7 @@
 """Raw data -> catalogue, interactions, item embeddings, semantic IDs, trie, quality report."""
 
-# Each registry maps a name to `module:Thing`, imported when asked for; any such path from outside is accepted as well.
+# Each registry maps a name to `module:Thing`, imported when asked for; any such path from outside is accepted
+# as well.
 SOURCES = {
     "toy": "sid_builder.sources.toy:load",
     "jsonl": "sid_builder.sources.jsonl:load",

@@ -1,7 +1,8 @@
 """Artefacts on disk: a directory is complete if and only if it holds a manifest.
 
-A stage writes into a temporary sibling, the manifest goes in last, everything is fsynced and the directory renamed
-into place. A crash leaves nothing behind that opens. Formats are npy, parquet, safetensors, JSON; never pickle.
+A stage writes into a temporary sibling, the manifest goes in last, everything is fsynced and the directory
+renamed into place. A crash leaves nothing behind that opens. Formats are npy, parquet, safetensors, JSON;
+never pickle.
 """
 
 import contextlib
@@ -39,7 +40,7 @@ class Artifact:
         return self.manifest["config"]
 
     def verify_hashes(self) -> None:
-        """Read every file and compare its sha256 with the manifest; InputError names the first that differs."""
+        """Read every file and compare its sha256 with the manifest; InputError names the first to differ."""
         for name, entry in self.manifest["files"].items():
             if sha256_file(self.path / name) != entry["sha256"]:
                 raise InputError(
@@ -57,7 +58,7 @@ def sha256_file(path: Path) -> str:
 
 @cache
 def code_version() -> dict[str, str | None]:
-    """Version of sidereal and, in a git checkout, the commit (with `-dirty` when tracked files were changed)."""
+    """Version of sidereal and, in a git checkout, the commit (`-dirty` when tracked files were changed)."""
     try:
         release = version("sidereal")
     except PackageNotFoundError:
@@ -82,7 +83,9 @@ def code_version() -> dict[str, str | None]:
 
 
 def hash_inputs(inputs: dict[str, str | Path]) -> dict[str, dict[str, str]]:
-    """`{name: path}` -> `{name: {file, sha256}}`; an artefact directory is represented by its manifest's hash."""
+    """`{name: path}` -> `{name: {file, sha256}}`; an artefact directory is represented by its manifest's
+    hash.
+    """
     result = {}
     for name, path in inputs.items():
         path = Path(path)
@@ -130,7 +133,8 @@ def seal(
     summary: dict[str, Any],
     ignore: tuple[str, ...] = (),
 ) -> None:
-    """Write the manifest of a directory whose other files are final; everything is fsynced before the manifest is.
+    """Write the manifest of a directory whose other files are final; everything is fsynced before the
+    manifest is.
 
     Args:
         ignore: top-level names left out of the file list (trainer checkpoints, which come and go).
@@ -169,7 +173,8 @@ def writing(
     seeds: dict[str, int] | None = None,
     overwrite: bool = False,
 ) -> Iterator[Artifact]:
-    """Build an artefact: yields an `Artifact` whose `path` is a temporary sibling and whose `summary` may be filled.
+    """Build an artefact: yields an `Artifact` whose `path` is a temporary sibling and whose `summary` may be
+    filled.
 
     On success the directory appears at `path` complete; on any error nothing is left at `path`.
 

@@ -27,8 +27,8 @@ SCHEMA = pa.schema(
 class Catalog:
     """Items in order of `item_index` 0..N-1.
 
-    `table` follows `SCHEMA`: missing texts are empty strings, a missing price is null. Further columns a source gave
-    are kept behind these.
+    `table` follows `SCHEMA`: missing texts are empty strings, a missing price is null. Further columns a
+    source gave are kept behind these.
     """
 
     table: pa.Table
@@ -52,7 +52,8 @@ class Catalog:
             item_id = _text_id(row.get("item_id"), label)
             if item_id in first_row:
                 raise InputError(
-                    f"{label}: item_id {item_id!r} is a duplicate of {first_row[item_id]}; keep one row per item"
+                    f"{label}: item_id {item_id!r} is a duplicate of {first_row[item_id]}; "
+                    "keep one row per item"
                 )
             first_row[item_id] = label
             columns["item_id"].append(item_id)

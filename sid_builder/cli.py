@@ -1,10 +1,11 @@
 """Command lines of every command: dataclasses + YAML, strictly checked.
 
-`--config file.yaml` sets defaults, flags override them. Unknown or duplicate keys, wrong types and values outside the
-choices are errors (TRL's own parser lets them pass). Commands that use TRL's configuration classes name them lazily, so that
-our own arguments are checked before anything heavy is imported.
+`--config file.yaml` sets defaults, flags override them. Unknown or duplicate keys, wrong types and values
+outside the choices are errors (TRL's own parser lets them pass). Commands that use TRL's configuration
+classes name them lazily, so that our own arguments are checked before anything heavy is imported.
 """
 
+import contextlib
 import dataclasses
 import difflib
 import enum
@@ -61,10 +62,11 @@ def _name(annotation: Any) -> str:
 
 
 def check_value(field: str, annotation: Any, value: Any) -> Any:
-    """Return `value` converted to `annotation`, or raise InputError naming the field, the value and the type wanted.
+    """Return `value` converted to `annotation`, or raise InputError naming the field, the value and the type
+    wanted.
 
-    Numbers written as strings ("1e-4", which YAML reads as a string) become floats; nothing else is converted.
-    Mappings annotated with a dataclass are checked key by key and returned as that dataclass.
+    Numbers written as strings ("1e-4", which YAML reads as a string) become floats; nothing else is
+    converted. Mappings annotated with a dataclass are checked key by key and returned as that dataclass.
     """
     origin = get_origin(annotation)
     if annotation is Any:
@@ -94,7 +96,7 @@ def check_value(field: str, annotation: Any, value: Any) -> Any:
         if value not in choices:
             raise InputError(f"{field}: {value!r} is not one of {choices}")
         return value
-    if dataclasses.is_dataclass(annotation):
+    if isinstance(annotation, type) and dataclasses.is_dataclass(annotation):
         return build_dataclass(annotation, value, field)
     if origin in (list, tuple):
         if not isinstance(value, (list, tuple)):
@@ -107,20 +109,12 @@ def check_value(field: str, annotation: Any, value: Any) -> Any:
         inner = get_args(annotation)[1] if get_args(annotation) else Any
         return {key: check_value(f"{field}.{key}", inner, item) for key, item in value.items()}
     if annotation is float and not isinstance(value, bool):
-        try:
+        with contextlib.suppress(TypeError, ValueError):
             return float(value)
-        except (TypeError, ValueError):
-            pass
-    elif annotation is int and isinstance(value, int) and not isinstance(value, bool):
-        return value
-    elif annotation in (bool, str, type(None)) and isinstance(value, annotation):
-        return value
-    elif (
-        isinstance(annotation, type)
-        and annotation not in (float, int, bool, str, type(None))
-        and isinstance(value, annotation)
-    ):
-        return value
+    # bool is a subclass of int, and `steps: true` is a mistake.
+    elif isinstance(annotation, type) and isinstance(value, annotation):
+        if annotation is bool or not isinstance(value, bool):
+            return value
     raise InputError(f"{field}: {value!r} is not of type {_name(annotation)}")
 
 

@@ -2,4 +2,4 @@
 
 
 class InputError(ValueError):
-    """Something the user gave is wrong; the message names the field, the value seen and the fix, on one line."""
+    """Something the user gave is wrong; the message names field, value and fix on one line."""

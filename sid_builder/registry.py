@@ -1,4 +1,4 @@
-"""Registries are plain dicts `name -> "module:Thing"`; this resolves a name, or any dotted path from outside."""
+"""Registries are plain dicts `name -> "module:Thing"`; this resolves a name or any outside dotted path."""
 
 import dataclasses
 import importlib
@@ -12,8 +12,8 @@ def resolve(registry: dict[str, str], name: str, field: str) -> Any:
     """Return the object registered under `name`, or the one a dotted path `my.module:Thing` points at.
 
     Args:
-        registry: a room's dict of lazy dotted paths (`SOURCES`, `QUANTIZERS`, `TASKS`, `REWARDS`, `DECODERS`, ...).
-        field: the configuration field the name came from, for the error message.
+        registry: a room's dict of lazy dotted paths (`SOURCES`, `QUANTIZERS`, `TASKS`, `REWARDS`, `DECODERS`,
+        ...). field: the configuration field the name came from, for the error message.
 
     Raises:
         InputError: if the name is neither registered nor an importable `module:attribute`.
@@ -46,6 +46,6 @@ def options_class(thing: Callable[..., Any]) -> type:
     hints = [hint for name, hint in get_type_hints(function).items() if name != "return"]
     if not hints or not isinstance(hints[0], type) or not dataclasses.is_dataclass(hints[0]):
         raise InputError(
-            f"{thing.__module__}:{thing.__qualname__}: annotate its first parameter with a dataclass of options"
+            f"{thing.__module__}:{thing.__qualname__}: annotate its first parameter with its options' class"
         )
     return hints[0]

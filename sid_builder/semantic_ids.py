@@ -18,10 +18,11 @@ DEFAULT_PATTERN = "<{letter}_{code}>"
 
 @dataclass(frozen=True)
 class SemanticIds:
-    """`codes_NL` int32, 0-based, one row per item_index; rows of variable-length SIDs are padded with -1 at the end.
+    """`codes_NL` int32, 0-based, one row per item_index; rows of variable-length SIDs are padded with -1 at
+    the end.
 
-    `level_sizes[l]` is the codebook size of level l. Token spelling: `pattern` with `{letter}` (a, b, c ... by level) and `{code}`,
-    the spelling of LC-Rec and MiniOneRec by default.
+    `level_sizes[l]` is the codebook size of level l. Token spelling: `pattern` with `{letter}` (a, b, c ...
+    by level) and `{code}`, the spelling of LC-Rec and MiniOneRec by default.
     """
 
     codes_NL: np.ndarray
@@ -32,7 +33,7 @@ class SemanticIds:
         codes = self.codes_NL
         if codes.ndim != 2 or codes.dtype != np.int32 or codes.shape[1] != len(self.level_sizes):
             raise InputError(
-                f"codes: shape {codes.shape} {codes.dtype}, expected int32 [num_items, {len(self.level_sizes)}]"
+                f"codes: shape {codes.shape} {codes.dtype}, expected int32 [N, {len(self.level_sizes)}]"
             )
         if not 1 <= self.depth <= MAX_LEVELS:
             raise InputError(f"codes: {self.depth} levels; between 1 and {MAX_LEVELS} can be spelled")
@@ -59,7 +60,9 @@ class SemanticIds:
         return self.pattern.format(letter=string.ascii_lowercase[level], code=code)
 
     def all_tokens(self) -> list[str]:
-        """Every token of every codebook, used or not, level by level in code order: the order they enter a vocabulary."""
+        """Every token of every codebook, used or not, level by level in code order: the order they enter a
+        vocabulary.
+        """
         return [
             self.token(level, code) for level, size in enumerate(self.level_sizes) for code in range(size)
         ]
@@ -78,7 +81,8 @@ class SemanticIds:
 
     def parse(self, text: str) -> tuple[int, ...] | None:
         """Codes of a text that is exactly one SID (spaces around it allowed), or None."""
-        codes, end, text = [], 0, text.strip()
+        codes: list[int] = []
+        end, text = 0, text.strip()
         for match in self._token_regex.finditer(text):
             letter, code = (
                 match.groups()

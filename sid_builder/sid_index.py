@@ -29,7 +29,8 @@ class SidIndex:
         sizes = {self.catalog.num_items, self.semantic_ids.num_items, len(self.train_counts_N)}
         if len(sizes) != 1:
             raise InputError(
-                f"sid_index: catalogue has {self.catalog.num_items} items, codes {self.semantic_ids.num_items}, "
+                f"sid_index: catalogue has {self.catalog.num_items} items, codes "
+                f"{self.semantic_ids.num_items}, "
                 f"train counts {len(self.train_counts_N)}; build the SIDs from this catalogue"
             )
 

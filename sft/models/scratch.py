@@ -1,4 +1,6 @@
-"""Models without a checkpoint: a tokenizer trained on the catalogue's own words and a decoder built from its config."""
+"""Models without a checkpoint: a tokenizer trained on the catalogue's own words and a decoder built from its
+config.
+"""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -29,7 +31,9 @@ class ScratchConfig:
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Any:
-    """A byte-level BPE tokenizer trained in memory; any text can be encoded, eos is `<|end|>`, pad is `<|pad|>`."""
+    """A byte-level BPE tokenizer trained in memory; any text can be encoded, eos is `<|end|>`, pad is
+    `<|pad|>`.
+    """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 

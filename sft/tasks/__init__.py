@@ -1,1 +1,3 @@
-"""Alignment tasks: each a function `(TaskContext, numpy Generator) -> iterator of TaskExample`, one pass over its data."""
+"""Alignment tasks: each a function `(TaskContext, numpy Generator) -> iterator of TaskExample`, one pass over
+its data.
+"""

@@ -1,8 +1,9 @@
 """SID history -> next SID, every train position of a user in one row.
 
-The user's history is the trunk; each next item hangs off its position as a branch "end of the prompt + SID". One pass over
-the row gives exactly the loss of all sliding windows. A target whose history is longer than a prompt may hold gets a
-row of its own, since a shared trunk would already have read the items that its prompt drops.
+The user's history is the trunk; each next item hangs off its position as a branch "end of the prompt + SID".
+One pass over the row gives exactly the loss of all sliding windows. A target whose history is longer than a
+prompt may hold gets a row of its own, since a shared trunk would already have read the items that its prompt
+drops.
 """
 
 from collections.abc import Iterator

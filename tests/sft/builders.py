@@ -10,8 +10,9 @@ from sid_builder.interactions import Interactions
 from sid_builder.sid_index import SidIndex
 
 CHATML = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}"
+    "{{ message['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 
 
@@ -31,12 +32,19 @@ def write_sids(path: Path, index: SidIndex, interactions: Interactions) -> Path:
 
 
 def write_checkpoint(path: Path, index: SidIndex, architecture: str = "qwen2", tied: bool = True) -> Path:
-    """A two-layer chat model that has never seen an SID; its embedding is padded beyond the tokenizer, as Qwen's is."""
+    """A two-layer chat model that has never seen an SID; its embedding is padded beyond the tokenizer, as
+    Qwen's is.
+    """
     tokenizer = train_tokenizer(index.catalog.titles * 3, 500)
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
     tokenizer.chat_template = CHATML
     config = ScratchConfig(
-        architecture, hidden_size=32, num_layers=2, num_heads=2, intermediate_size=64, tie_word_embeddings=tied
+        architecture,
+        hidden_size=32,
+        num_layers=2,
+        num_heads=2,
+        intermediate_size=64,
+        tie_word_embeddings=tied,
     )
     model = build_model(config, len(tokenizer) + 5, tokenizer.eos_token_id, tokenizer.pad_token_id, seed=1)
     model.save_pretrained(path)

@@ -1,4 +1,6 @@
-"""Every alignment task: no valid/test leakage, prompts within budget, answers that parse back to their target."""
+"""Every alignment task: no valid/test leakage, prompts within budget, answers that parse back to their
+target.
+"""
 
 import numpy as np
 import pytest
@@ -43,7 +45,10 @@ def test_conformance(context, task):
     assert examples and examples == _collect(context, task), "deterministic by seed"
     for example in examples:
         assert example.task == task
-        assert len(example.input_ids) <= template.pack.max_prompt_tokens + 8 * (1 + len(example.branch_attach)) + 40
+        assert (
+            len(example.input_ids)
+            <= template.pack.max_prompt_tokens + 8 * (1 + len(example.branch_attach)) + 40
+        )
         answers = _answers(example, template.end_id)
         assert len(answers) == len(example.target_items)
         for answer, target in zip(answers, example.target_items, strict=True):
@@ -82,7 +87,9 @@ def _case_logprobs(model, prompt, answer):
 
 @pytest.mark.parametrize("max_history", [20, 3])
 def test_seqrec_is_exactly_the_sliding_window_loss(recommender, context, max_history):
-    """One packed pass over trunks and branches gives each window's log-prob, windows longer than the prompt included."""
+    """One packed pass over trunks and branches gives each window's log-prob, windows longer than the prompt
+    included.
+    """
     import dataclasses
 
     from prompts.template import PromptTemplate
@@ -105,12 +112,14 @@ def test_seqrec_is_exactly_the_sliding_window_loss(recommender, context, max_his
         for case in range(len(histories)):
             target = int(histories.targets_C[case])
             prompt = template.seqrec_prompt(histories.history(case))
-            expected += _case_logprobs(recommender.model, prompt, [*template.sid_ids[target], template.end_id])
+            expected += _case_logprobs(
+                recommender.model, prompt, [*template.sid_ids[target], template.end_id]
+            )
     torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-2)
 
 
 def test_training_prompt_is_the_evaluation_prompt(context):
-    """The ids on the path of each branch are `seqrec_prompt` of its history: SFT reads what evaluation asks."""
+    """The path of each branch is `seqrec_prompt` of its history: SFT reads what evaluation asks."""
     histories = context.interactions.histories("train")
     case = 0
     for example in _collect(context, "seqrec"):

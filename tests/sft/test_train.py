@@ -13,7 +13,20 @@ from sid_builder.errors import InputError
 from tests.builders import make_index
 from tests.sft.builders import make_interactions, write_checkpoint, write_sids
 
-COMMON = "--use_cpu true --bf16 false --report_to none --disable_tqdm true --logging_steps 1 --seed 3".split()
+COMMON = [
+    "--use_cpu",
+    "true",
+    "--bf16",
+    "false",
+    "--report_to",
+    "none",
+    "--disable_tqdm",
+    "true",
+    "--logging_steps",
+    "1",
+    "--seed",
+    "3",
+]
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +47,9 @@ def run_sft(sids, output_dir, *flags):
 def weights(path):
     from transformers import AutoModelForCausalLM
 
-    return {key: value.clone() for key, value in AutoModelForCausalLM.from_pretrained(path).state_dict().items()}
+    return {
+        key: value.clone() for key, value in AutoModelForCausalLM.from_pretrained(path).state_dict().items()
+    }
 
 
 @pytest.mark.parametrize(("architecture", "tied"), [("qwen2", True), ("llama", False)])
@@ -50,11 +65,15 @@ def test_lora_moves_exactly_the_sid_rows(index, sids, tmp_path, architecture, ti
     for name in ("model.embed_tokens.weight", "lm_head.weight"):
         moved = (before[name] != after[name]).any(dim=1)
         assert torch.equal(moved, sid_rows), f"{name}: exactly the SID rows move"
-    assert (before["lm_head.weight"] is before["model.embed_tokens.weight"]) or not tied or torch.equal(
-        after["lm_head.weight"], after["model.embed_tokens.weight"]
+    assert (
+        (before["lm_head.weight"] is before["model.embed_tokens.weight"])
+        or not tied
+        or torch.equal(after["lm_head.weight"], after["model.embed_tokens.weight"])
     )
     projection = "model.layers.0.self_attn.q_proj.weight"
-    assert not torch.equal(before[projection], after[projection]), "adapters are merged into the linear layers"
+    assert not torch.equal(before[projection], after[projection]), (
+        "adapters are merged into the linear layers"
+    )
     assert (tmp_path / "sft" / "curves.png").stat().st_size > 5_000
     assert json.loads((tmp_path / "sft" / "log_history.json").read_text())[0]["loss"] > 0
 
@@ -62,7 +81,6 @@ def test_lora_moves_exactly_the_sid_rows(index, sids, tmp_path, architecture, ti
 @pytest.mark.parametrize("tied", [True, False])
 def test_gradient_of_new_rows_comes_through_head_and_input(index, sids, tmp_path, tied):
     """The fused head's gradient on the SID rows equals that of a plain cross-entropy over full logits."""
-    from peft import get_peft_model
     from trl import SFTConfig
 
     from prompts.pack import PromptPack
@@ -87,7 +105,9 @@ def test_gradient_of_new_rows_comes_through_head_and_input(index, sids, tmp_path
         gradient_checkpointing=False,
         dataset_kwargs={"skip_prepare_dataset": True},
     )
-    trainer = SidTrainer(model, config, table, tokenizer, template, interactions, 0, lora_config(args, model, ids))
+    trainer = SidTrainer(
+        model, config, table, tokenizer, template, interactions, 0, lora_config(args, model, ids)
+    )
     batch = trainer.data_collator([table[i] for i in range(6)])
     trainer.compute_loss(trainer.model, dict(batch)).backward()
     fused = _row_gradients(trainer.model)
@@ -105,11 +125,17 @@ def test_gradient_of_new_rows_comes_through_head_and_input(index, sids, tmp_path
 
 
 def _row_gradients(model):
-    return [p.grad.clone() for name, p in model.named_parameters() if "trainable_tokens" in name and p.grad is not None]
+    return [
+        p.grad.clone()
+        for name, p in model.named_parameters()
+        if "trainable_tokens" in name and p.grad is not None
+    ]
 
 
 def test_trl_still_needs_the_bias(index, tmp_path):
-    """PEFT's wrapper has no `bias`, which TRL's fused head reads. When this fails, delete the line in sft/trainer.py."""
+    """PEFT's wrapper has no `bias`, which TRL's fused head reads. When this fails, delete the line in
+    sft/trainer.py.
+    """
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
@@ -118,12 +144,33 @@ def test_trl_still_needs_the_bias(index, tmp_path):
     assert not hasattr(wrapped.get_output_embeddings(), "bias")
 
 
-SCRATCH = '{"hidden_size": 32, "num_layers": 2, "num_heads": 2, "intermediate_size": 64, "text_vocab_size": 400}'
-FROM_SCRATCH = ["--from_scratch", SCRATCH, "--training", "full", "--prompt_pack", "plain", "--learning_rate", 0.003]
+SCRATCH = (
+    '{"hidden_size": 32, "num_layers": 2, "num_heads": 2, "intermediate_size": 64, "text_vocab_size": 400}'
+)
+FROM_SCRATCH = [
+    "--from_scratch",
+    SCRATCH,
+    "--training",
+    "full",
+    "--prompt_pack",
+    "plain",
+    "--learning_rate",
+    0.003,
+]
 
 
 def test_resume_continues_the_loss_curve(sids, tmp_path):
-    flags = [*FROM_SCRATCH, "--max_steps", 6, "--save_steps", 3, "--save_strategy", "steps", "--save_total_limit", 5]
+    flags = [
+        *FROM_SCRATCH,
+        "--max_steps",
+        6,
+        "--save_steps",
+        3,
+        "--save_strategy",
+        "steps",
+        "--save_total_limit",
+        5,
+    ]
     run_sft(sids, tmp_path / "whole", *flags)
     shutil.copytree(tmp_path / "whole" / "checkpoint-3", tmp_path / "cut" / "checkpoint-3")
     run_sft(sids, tmp_path / "cut", *flags, "--resume_from_checkpoint", "true")
@@ -173,8 +220,14 @@ def test_quantised_lora(index, sids, tmp_path):
         ([*FROM_SCRATCH, "--task_weights", '{"seqrec": -1}'], "task_weights.seqrec: -1"),
         ([*FROM_SCRATCH, "--task_weights", '{"seqrec": 0}'], "trains nothing"),
         ([*FROM_SCRATCH, "--prompt_pack", "nowhere"], "prompt_pack: 'nowhere'"),
-        (["--from_scratch", '{"hiden_size": 3}', "--training", "full"], "from_scratch.hiden_size: unknown key.*hidden_size"),
-        (["--model_name_or_path", "no/such/checkpoint"], "model_name_or_path: 'no/such/checkpoint' cannot be opened"),
+        (
+            ["--from_scratch", '{"hiden_size": 3}', "--training", "full"],
+            "from_scratch.hiden_size: unknown key.*hidden_size",
+        ),
+        (
+            ["--model_name_or_path", "no/such/checkpoint"],
+            "model_name_or_path: 'no/such/checkpoint' cannot be opened",
+        ),
         ([*FROM_SCRATCH, "--learning_rat", 1], "--learning_rat: unknown key; did you mean 'learning_rate'"),
         ([*FROM_SCRATCH, "--resume_from_checkpoint", "true"], "holds no checkpoint"),
     ],
