@@ -22,7 +22,7 @@ export OMP_WAIT_POLICY = PASSIVE
 .venv/.installed: pyproject.toml
 	test -x .venv/bin/python || $(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install --quiet uv
-	.venv/bin/uv pip install --python .venv/bin/python $(LINKS) -e '.[$(EXTRAS)]'
+	.venv/bin/uv pip install --python .venv/bin/python --compile-bytecode $(LINKS) -e '.[$(EXTRAS)]'
 	touch $@
 
 # The chain of README.md on a generated shop: about eight minutes on two cores after download.

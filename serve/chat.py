@@ -9,6 +9,7 @@ stay unread. Without a request, on a terminal, it asks for one after the other.
 
 import dataclasses
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, get_origin, get_type_hints
@@ -35,12 +36,17 @@ class ChatArguments:
     api_key: str = field(default="none", metadata={"help": "key of the endpoint, if it asks for one"})
     temperature: float = field(default=1.0, metadata={"help": "of the samples behind the first item"})
     seed: int = field(default=0, metadata={"help": "of the samples"})
+    wait: float = field(
+        default=0, metadata={"help": "seconds to wait for an endpoint that is still starting"}
+    )
 
     def check(self) -> None:
         if not 1 <= self.n <= 100:
             raise InputError(f"n: {self.n}; choose between 1 and 100 items")
         if not 0.01 <= self.temperature <= 10:
             raise InputError(f"temperature: {self.temperature}; choose between 0.01 and 10")
+        if self.wait < 0:
+            raise InputError(f"wait: {self.wait}; give a number of seconds of at least 0")
 
 
 @dataclass(frozen=True)
@@ -116,6 +122,19 @@ def recommend(
     return rank_items(template, scores)[:n]
 
 
+def wait_for_endpoint(client: Any, seconds: float) -> None:
+    """Return once the endpoint lists its models, or when `seconds` are over (what follows then says why)."""
+    import openai
+
+    ends = time.monotonic() + seconds
+    while time.monotonic() < ends:
+        try:
+            client.with_options(max_retries=0).models.list()
+            return
+        except (openai.APIConnectionError, openai.APIStatusError):
+            time.sleep(1)
+
+
 def read_choice(template: PromptTemplate, choice: Any) -> tuple[tuple[int, ...], float]:
     """Codes of one answer and the sum of its SID tokens' reported log-probs."""
     text = choice.message.content or ""
@@ -189,6 +208,8 @@ def main(argv: Sequence[str]) -> None:
     template = open_template(arguments.model)
     history = [template.index.catalog.item_index(item_id) for item_id in arguments.history]
     client = openai.OpenAI(base_url=arguments.base_url, api_key=arguments.api_key, timeout=120, max_retries=1)
+
+    wait_for_endpoint(client, arguments.wait)
 
     def answer(message: str | None) -> None:
         messages = request_messages(template, message, history)

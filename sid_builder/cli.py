@@ -111,9 +111,10 @@ def check_value(field: str, annotation: Any, value: Any) -> Any:
     if annotation is float and not isinstance(value, bool):
         with contextlib.suppress(TypeError, ValueError):
             return float(value)
-    # bool is a subclass of int, and `steps: true` is a mistake.
     elif isinstance(annotation, type) and isinstance(value, annotation):
-        if annotation is bool or not isinstance(value, bool):
+        # bool is a subclass of int, and `steps: true` is a mistake.
+        mistaken = isinstance(value, bool) and annotation is not bool
+        if not mistaken:
             return value
     raise InputError(f"{field}: {value!r} is not of type {_name(annotation)}")
 
