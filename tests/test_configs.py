@@ -35,9 +35,10 @@ def parse(tmp_path):
     out = ["--output_dir", str(tmp_path / "out")]
     flags = {
         "sid": out,
-        "sft": ["--sid_dir", str(tmp_path / "sids"), *out],
-        "grpo": ["--model_name_or_path", str(tmp_path / "model"), *out],
-        "dpo": ["--model_name_or_path", str(tmp_path / "model"), *out],
+        # --use_cpu: TRL refuses bf16 where it finds no GPU
+        "sft": ["--sid_dir", str(tmp_path / "sids"), *out, "--use_cpu", "True"],
+        "grpo": ["--model_name_or_path", str(tmp_path / "model"), *out, "--use_cpu", "True"],
+        "dpo": ["--model_name_or_path", str(tmp_path / "model"), *out, "--use_cpu", "True"],
         "serve": ["--model", str(tmp_path / "model")],
     }
 
