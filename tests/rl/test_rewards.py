@@ -85,6 +85,17 @@ def test_discounts_for_sixteen_beams_are_minionerecs():
     np.testing.assert_allclose(discounts(16)[[0, 1, 2, 15]], [0.1638, 0.1033, 0.0819, 0.0401], atol=1e-4)
 
 
+def test_lambda_ndcg_is_what_a_swap_would_do_where_scores_are_near(completions):
+    values = resolve(REWARDS, "lambda_ndcg", "rewards")(completions)
+    gain = 1 / np.log2(np.arange(G) + 2)
+    near = 1 / (1 + np.exp(np.array([-2.0, -1.5, 0.0, 6.0])))  # s_hit - s_i, the hit at rank 2
+    expected = -np.abs(gain[2] - gain) * near
+    expected[2] = -expected.sum()
+    np.testing.assert_allclose(values[:G], expected)
+    assert (values[G : 2 * G] == 0).all()
+    np.testing.assert_allclose(values.reshape(3, G).sum(axis=1), 0, atol=1e-12)
+
+
 def test_bound_reward_reads_token_ids_and_its_own_row(small_index, recommender):
     template = recommender.template
     reward = BoundReward("rule", resolve(REWARDS, "rule", "rewards"), small_index, template.vocabulary)
