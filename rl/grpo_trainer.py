@@ -1,11 +1,11 @@
 """TRL's GRPOTrainer with groups kept whole. Three overrides, nothing forked.
 
-- `_generate_and_score_completions` remembers the rows it is given, because `rollout_func` gets only the
-prompts. - `_prepare_inputs` shuffles whole groups, where TRL 1.16 shuffles single rows of every generation
-batch. Its loss does not care, but a
-  step that computes a shared prompt once, or compares the members of a group, needs them side by side.
-- `_get_per_token_logps_and_entropies` reads the prompt of a group once (`rl.shared_prompt`), where TRL reads
-it with every completion.
+- `_generate_and_score_completions` remembers its rows, because `rollout_func` gets only the prompts.
+- `_prepare_inputs` shuffles whole groups, where TRL 1.16 shuffles single rows of every generation batch. Its
+  loss does not care, but a step that computes a shared prompt once, or compares the members of a group, needs
+  them side by side.
+- `_get_per_token_logps_and_entropies` reads the prompt of a group once (`rl.shared_prompt`); TRL reads it
+  with every completion.
 
 TRL computes rewards before it shuffles, so rewards see whole groups as long as no group is cut by a rank:
 `check_groups` asserts that at the start.
