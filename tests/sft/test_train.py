@@ -199,6 +199,18 @@ def test_from_scratch_learns_and_merges(index, sids, tmp_path):
     assert recommender.tokenizer.chat_template == recommender.template.pack.chat_template
 
 
+def test_full_training_of_a_checkpoint(index, sids, tmp_path):
+    checkpoint = write_checkpoint(tmp_path / "checkpoint", index, "llama", tied=False)
+    flags = ["--training", "full", "--max_steps", 2, "--save_strategy", "no", "--learning_rate", 0.01]
+    run_sft(sids, tmp_path / "sft", "--model_name_or_path", checkpoint, *flags)
+    merge.main(["--adapter", str(tmp_path / "sft"), "--output_dir", str(tmp_path / "model")])
+    before, after = weights(checkpoint), weights(tmp_path / "model")
+    projection = "model.layers.1.mlp.down_proj.weight"
+    assert not torch.equal(before[projection], after[projection])
+    assert len(after["lm_head.weight"]) > len(before["lm_head.weight"])
+    Recommender.load(tmp_path / "model")
+
+
 def test_quantised_lora(index, sids, tmp_path):
     pytest.importorskip("bitsandbytes")
     checkpoint = write_checkpoint(tmp_path / "checkpoint", index, "llama", tied=False)
