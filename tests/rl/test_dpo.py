@@ -8,7 +8,7 @@ import torch
 
 from rl import train_dpo
 from rl.preferences import build_preferences
-from rl.train_cases import draw_train_cases
+from rl.train_cases import draw_train_cases, prompt_rows
 from serve.decoding.recommender import Recommender
 from serve.decoding.tree_beam import decode
 from sid_builder.errors import InputError
@@ -60,18 +60,20 @@ def test_options(policy, cases):
     drawn = build_preferences(policy, cases, num_beams=4, num_negatives=1, seed=0, max_pairs=5)
     assert drawn == every[:5]
     assert build_preferences(policy, cases, num_beams=4, num_negatives=1, seed=1) != every
-    wide = build_preferences(policy, cases, num_beams=55, num_negatives=1, seed=0, only_hits=True)
+    wide = build_preferences(policy, cases, num_beams=60, num_negatives=1, seed=0, only_hits=True)
     assert len(wide) == len(cases)
 
 
 def test_token_ids_agree_with_trls_tokenisation(policy, cases):
     """TRL renders the same conversation to the same ids under our own frame."""
-    pair = build_preferences(policy, cases, num_beams=4, num_negatives=1, seed=0)[0]
+    (pair,) = build_preferences(policy, cases.take(np.array([4])), num_beams=4, num_negatives=1)
     template, spell = policy.template, policy.index.semantic_ids.spell
-    text = policy.tokenizer.decode(pair.prompt_ids).removesuffix("\n=>")
-    turns = [*template.messages(text), {"role": "assistant", "content": spell(pair.chosen_item)}]
-    rendered = policy.tokenizer.apply_chat_template(turns, tokenize=True, return_dict=True)["input_ids"]
-    assert rendered == pair.prompt_ids + pair.chosen_ids
+    (row,) = prompt_rows(cases.take(np.array([4])), template)
+    for item, ids in ((pair.chosen_item, pair.chosen_ids), (pair.rejected_item, pair.rejected_ids)):
+        turns = [*row["prompt"], {"role": "assistant", "content": spell(item)}]
+        rendered = policy.tokenizer.apply_chat_template(turns, tokenize=True, return_dict=True)
+        assert rendered["input_ids"] == pair.prompt_ids + ids
+    assert pair.chosen_ids == template.render("seqrec", pair.chosen_item, row["history"]).completion_ids
 
 
 def test_command_trains_and_the_collator_sees_exactly_our_ids(model_dir, policy, tmp_path, capsys):
