@@ -1,6 +1,5 @@
 """The policy: a merged model directory opened for training, and the run directory that a training leaves."""
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +10,7 @@ from serve.decoding.recommender import MODEL_KIND, Recommender
 from sft.arguments import LoraOptions
 from sft.curves import plot_history
 from sft.model_directory import write_model_directory
+from sid_builder import cli
 from sid_builder.artifact import hash_inputs, open_artifact, seal, to_json, write_json
 from sid_builder.errors import InputError
 
@@ -118,7 +118,7 @@ def train_and_judge(
     if accelerator.is_main_process:
         model = accelerator.unwrap_model(trainer.model)
         acceptance.measure("after", model)
-        resolved = {"rl": to_json(own), "trl": _differing(args)}
+        resolved = {"rl": to_json(own), "trl": to_json(cli.changed_fields(args))}
         _write_model(output / MODEL_DIR, model, start, resolved, args.seed)
         history = [_finite(row) for row in trainer.state.log_history]
         write_json(output / "log_history.json", history)
@@ -154,12 +154,6 @@ def _write_model(path: Path, model: Any, start: Recommender, config: Any, seed: 
         seeds={"seed": seed},
         overwrite=True,  # the run directory is ours: a resumed run replaces what it had written
     )
-
-
-def _differing(args: Any) -> dict[str, Any]:
-    """Fields of a TRL config that differ from its class's defaults."""
-    plain = {item.name: item.default for item in dataclasses.fields(args)}
-    return {key: to_json(value) for key, value in vars(args).items() if key in plain and value != plain[key]}
 
 
 def _finite(row: dict[str, Any]) -> dict[str, Any]:

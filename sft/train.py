@@ -87,7 +87,7 @@ def main(argv: Sequence[str]) -> None:
         history = trainer.state.log_history
         write_json(output_dir / "log_history.json", history)
         plot_history(history, output_dir / "curves.png", title=f"sft.train {output_dir.name}")
-        resolved = {"sft": to_json(args), "trl": _differing(config)}
+        resolved = {"sft": to_json(args), "trl": to_json(cli.changed_fields(config))}
         seal(
             output_dir,
             KIND,
@@ -157,14 +157,6 @@ def _save_base(
 
     if not (output_dir / "base").exists():
         write_model_directory(output_dir / "base", model, tokenizer, pack, index, interactions)
-
-
-def _differing(config: Any) -> dict[str, Any]:
-    """Fields of a TRL config that differ from its class's defaults."""
-    plain = {field.name: field.default for field in dataclasses.fields(config)}
-    return {
-        key: to_json(value) for key, value in vars(config).items() if key in plain and value != plain[key]
-    }
 
 
 if __name__ == "__main__":

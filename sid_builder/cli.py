@@ -267,6 +267,14 @@ def _parse(
     return tuple(results)
 
 
+def changed_fields(config: Any) -> dict[str, Any]:
+    """Fields of a configuration dataclass that differ from its class's defaults: what a manifest records of
+    it.
+    """
+    plain = {field.name: field.default for field in dataclasses.fields(config)}
+    return {key: value for key, value in vars(config).items() if key in plain and value != plain[key]}
+
+
 def run(main: Callable[[Sequence[str]], Any]) -> NoReturn:
     """Process border of a command: an InputError becomes one line on stderr and exit status 2."""
     try:

@@ -1,4 +1,5 @@
-"""The chain of README.md as a user runs it: real command lines, one process each, on a small generated shop."""
+"""The chain of README.md as a user runs it: real command lines, a process each, on a small generated shop."""
+"""
 
 import json
 import os
@@ -36,7 +37,9 @@ def test_whole_chain(tmp_path):
     run(*LAUNCH, "sft.train", *learn, "--sid_dir", sids, "--output_dir", sft, *CPU)
     run("python", "-m", "sft.merge", "--adapter", sft, "--output_dir", model)
     short = ["--model_name_or_path", model, "--max_prompts", 64, "--valid_cases", 50, *CPU]
-    said = run(*LAUNCH, "rl.train_grpo", "--config", "configs/grpo/toy_cpu.yaml", *short, "--output_dir", grpo)
+    said = run(
+        *LAUNCH, "rl.train_grpo", "--config", "configs/grpo/toy_cpu.yaml", *short, "--output_dir", grpo
+    )
     assert re.search(r"(helped|hurt|no clear change): NDCG@10", said)
     run(*LAUNCH, "rl.train_dpo", "--config", "configs/dpo/toy_cpu.yaml", *short, "--output_dir", dpo)
     evaluate = ["--model", model, "--also", grpo / "model", dpo / "model", "--max_cases", 100]

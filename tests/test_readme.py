@@ -1,4 +1,6 @@
-"""README.md: its chain is what `make demo` runs, its configs and files exist, and every package file is in its tree."""
+"""README.md: its chain is what `make demo` runs, and all that it and its siblings name exists."""
+its tree.
+"""
 
 import re
 import subprocess
