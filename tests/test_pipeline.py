@@ -1,5 +1,4 @@
 """The chain of README.md as a user runs it: real command lines, a process each, on a small generated shop."""
-"""
 
 import json
 import os

@@ -1,6 +1,4 @@
 """README.md: its chain is what `make demo` runs, and all that it and its siblings name exists."""
-its tree.
-"""
 
 import re
 import subprocess
