@@ -1,6 +1,7 @@
 """Evaluate model directories beside the floors.
 
     python -m serve.evaluate --model out/beauty/model --split test
+    python -m serve.evaluate --model out/beauty/sids          # the floors alone, before anything is trained
 
 Prints a Markdown table and writes results.json, table.md and metrics.png to `--output_dir`.
 """
@@ -16,6 +17,7 @@ from typing import Any, Literal
 from serve import DECODERS
 from sid_builder import cli
 from sid_builder.artifact import (
+    artifact_kind,
     check_output,
     code_version,
     hash_inputs,
@@ -25,8 +27,10 @@ from sid_builder.artifact import (
     writing,
 )
 from sid_builder.errors import InputError
+from sid_builder.sid_index import SidIndex
 
 RESULTS_KIND = "evaluation"
+SIDS_KIND = "sids"
 
 
 @dataclass
@@ -34,7 +38,10 @@ class EvaluateArguments:
     """What to evaluate and how."""
 
     model: str = field(
-        metadata={"help": "model directory; its interactions and catalogue are the evaluation's"}
+        metadata={
+            "help": "model directory, whose interactions and catalogue are the evaluation's; a directory of "
+            "sid_builder.build gives the floors alone"
+        }
     )
     also: list[str] = field(
         default_factory=list, metadata={"help": "further model directories, compared with the first one"}
@@ -85,11 +92,18 @@ class EvaluateArguments:
             )
         for directory in self.model_dirs:
             open_artifact(directory, "model")
+        if self.floors_only:
+            open_artifact(self.model, SIDS_KIND)
         check_output(self.output_path, self.overwrite)
 
     @property
+    def floors_only(self) -> bool:
+        """Whether `model` is a directory of semantic IDs; `also` may name models then as well."""
+        return artifact_kind(self.model) == SIDS_KIND
+
+    @property
     def model_dirs(self) -> list[Path]:
-        return [Path(path) for path in (self.model, *self.also)]
+        return [Path(path) for path in ([] if self.floors_only else [self.model]) + self.also]
 
     @property
     def output_path(self) -> Path:
@@ -107,28 +121,26 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
 
 def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
     """Rank floors and models over the same cases, write the results artefact and print its tables."""
-    from serve.decoding.recommender import Recommender
+    from serve.decoding.recommender import Recommender, load_interactions
     from serve.evaluation import floors, report
     from serve.evaluation.model_ranking import rank_targets, sample_cases
 
-    first = Recommender.load(arguments.model, arguments.device, arguments.dtype)
-    interactions, num_items = first.interactions, first.index.catalog.num_items
+    data = Path(arguments.model)
+    index, interactions = SidIndex.load(data / "sid_index"), load_interactions(data)
+    num_items = index.catalog.num_items
     histories = sample_cases(interactions.histories(arguments.split), arguments.max_cases, arguments.seed)
     if not len(histories):
         raise InputError(
             f"split: {arguments.split!r} has no cases in {arguments.model}/interactions; use the other split"
         )
     exclude = {"auto": not interactions.has_repeats, "yes": True, "no": False}[arguments.exclude_history]
-    rows, names = {}, row_names(arguments.model_dirs)
+    rows, names, device = {}, row_names(arguments.model_dirs), "cpu"
+    inputs: dict[str, str | Path] = {"data": data, **dict(zip(names, arguments.model_dirs, strict=True))}
     for name, floor in (("popularity", floors.popularity), ("one-hop", floors.one_hop)):
-        rows[name] = floors.rank_floor(floor(interactions, num_items), histories, first.index.trie, exclude)
+        rows[name] = floors.rank_floor(floor(interactions, num_items), histories, index.trie, exclude)
     for name, directory in zip(names, arguments.model_dirs, strict=True):
-        recommender = (
-            first
-            if directory == Path(arguments.model)
-            else Recommender.load(directory, arguments.device, arguments.dtype)
-        )
-        if recommender.index.catalog.item_ids != first.index.catalog.item_ids:
+        recommender = Recommender.load(directory, arguments.device, arguments.dtype)
+        if recommender.index.catalog.item_ids != index.catalog.item_ids:
             raise InputError(
                 f"also: {directory} has another catalogue than {arguments.model}; evaluate it on its own"
             )
@@ -142,6 +154,7 @@ def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
             exclude_history=exclude,
             batch_tokens=arguments.batch_tokens,
         )
+        device = str(recommender.model.device)
     results = {
         **report.summarise(rows, histories.targets_C, interactions.train_counts(num_items), arguments.seed),
         "split": arguments.split,
@@ -150,11 +163,10 @@ def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
         "config": to_json(arguments),
         "code": code_version(),
         "seeds": {"sample_and_bootstrap": arguments.seed},
-        "inputs": hash_inputs(dict(zip(names, arguments.model_dirs, strict=True))),
-        "machine": machine(str(first.model.device)),
+        "inputs": hash_inputs(inputs),
+        "machine": machine(device),
     }
     table = report.markdown(results)
-    inputs: dict[str, str | Path] = dict(zip(names, arguments.model_dirs, strict=True))
     path = arguments.output_path
     with writing(
         path, RESULTS_KIND, 1, results["config"], inputs, results["seeds"], arguments.overwrite
@@ -170,6 +182,8 @@ def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
 
 def row_names(directories: Sequence[Path]) -> list[str]:
     """Directory names, with as many parents as it takes to tell them apart."""
+    if not directories:
+        return []
     for depth in range(1, 8):
         names = ["/".join(path.resolve().parts[-depth:]) for path in directories]
         if len(set(names)) == len(names):

@@ -216,6 +216,14 @@ def check_output(path: Path, overwrite: bool) -> None:
         )
 
 
+def artifact_kind(path: str | Path) -> str | None:
+    """Kind of the artefact at `path`, or None where none can be read (`open_artifact` says why)."""
+    try:
+        return json.loads((Path(path) / MANIFEST).read_text(encoding="utf-8")).get("kind")
+    except (OSError, ValueError):
+        return None
+
+
 def open_artifact(path: str | Path, kind: str, newest_format: int = 1) -> Artifact:
     """Open a complete artefact; kind, format and file sizes are always checked.
 

@@ -33,11 +33,8 @@ class Recommender:
     @cached_property
     def interactions(self) -> Interactions:
         """The interactions the model directory carries, for evaluation and RL."""
-        if self.path is None or not (self.path / "interactions").is_dir():
-            raise InputError(
-                f"{self.path}: carries no interactions/; copy them from the SID directory it was trained on"
-            )
-        return Interactions.load(self.path / "interactions")
+        assert self.path is not None, "a model in training has no directory"
+        return load_interactions(self.path)
 
     @staticmethod
     def load(model_dir: str | Path, device: str | None = None, dtype: str = "auto") -> "Recommender":
@@ -62,3 +59,12 @@ class Recommender:
                 f"{path}: token id {highest} is beyond the model's {rows} embedding rows; merge again"
             )
         return Recommender(model.to(device).eval(), template.tokenizer, template.index, template, path)
+
+
+def load_interactions(directory: Path) -> Interactions:
+    """The interactions of a model or SID directory; InputError when it was published without them."""
+    if not (directory / "interactions").is_dir():
+        raise InputError(
+            f"{directory}: carries no interactions/; copy them from the SID directory it was trained on"
+        )
+    return Interactions.load(directory / "interactions")

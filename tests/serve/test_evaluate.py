@@ -67,6 +67,19 @@ def test_command_writes_results_tables_and_picture(model_dirs, capsys):
     assert artifact.manifest["seeds"] == {"sample_and_bootstrap": 0}
 
 
+def test_floors_alone_before_anything_is_trained(small_index, interactions, model_dirs, tmp_path):
+    from tests.sft.builders import write_sids
+
+    sids = write_sids(tmp_path / "sids", small_index, interactions)
+    results = evaluate.main(["--model", str(sids), "--split", "valid"])
+    assert results["order"] == ["popularity", "one-hop"] and results["compared_with"] == "popularity"
+    beside = evaluate.main(
+        ["--model", str(model_dirs / "first"), "--split", "valid", "--output_dir", str(tmp_path / "beside")]
+    )
+    for floor in results["order"]:
+        assert results["rows"][floor]["item"] == beside["rows"][floor]["item"]
+
+
 def test_free_beam_reports_what_is_invalid(model_dirs):
     argv = [
         "--model",
