@@ -41,6 +41,13 @@ class SftArguments:
     task_weights: dict[str, float] | None = field(
         default=None, metadata={"help": "passes over each task's data, e.g. {seqrec: 1.0, title2sid: 2.0}"}
     )
+    hold_out_last: bool = field(
+        default=False,
+        metadata={
+            "help": "leave each sequence's last train item to RL: on answers learnt by heart, rewards "
+            "teach nothing"
+        },
+    )
     training: Literal["lora", "full"] = field(
         default="lora", metadata={"help": "adapters + new rows, or all weights"}
     )

@@ -56,7 +56,8 @@ def main(argv: Sequence[str]) -> None:
     pack = _pack(args)
     model, tokenizer, template, sid_token_ids = start_model(args, pack, index, config.seed)
     with PartialState().main_process_first():
-        table = build_table(TaskContext(index, interactions, template), args.task_weights, config.seed)
+        learnt = interactions.without_last_train() if args.hold_out_last else interactions
+        table = build_table(TaskContext(index, learnt, template), args.task_weights, config.seed)
         lengths = np.array(table["length"])
         print(f"sft.train: {len(table):,} rows, {lengths.sum():,} tokens a pass, longest {lengths.max()}")
         if PartialState().is_main_process and args.training == "lora":

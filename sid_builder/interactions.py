@@ -3,6 +3,7 @@
 Legend: S sequences, I interactions, C cases (a history and its target), N items.
 """
 
+import dataclasses
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -108,6 +109,21 @@ class Interactions:
             raise InputError(f"split: {split!r} is not one of {list(SPLITS)}")
         sequence = np.flatnonzero(position_S >= 1)
         return Histories(self, sequence, position_S[sequence])
+
+    def without_last_train(self) -> "Interactions":
+        """The same sequences, each one's last train interaction taken from train (it keeps at least one).
+
+        What a first stage of training leaves to a second: `train_hi_S - 1` is what it has not seen as a target.
+
+        Raises:
+            InputError: when no sequence has two train interactions (pre-split rows have one each).
+        """
+        spare = self.train_hi_S - self.train_lo_S > 1
+        if not spare.any():
+            raise InputError(
+                "hold_out_last: no sequence has two train interactions to hold one out of; set it to false"
+            )
+        return dataclasses.replace(self, train_hi_S=self.train_hi_S - spare)
 
     def train_counts(self, num_items: int) -> np.ndarray:
         """How often each item occurs among train's interactions, int64 [N]."""

@@ -61,3 +61,15 @@ def test_round_trip(tmp_path):
     for split in ("train", "valid", "test"):
         assert cases(again, split) == cases(interactions, split)
     assert again.users.to_pylist() == list("abcd") and again.timestamps_I is None
+
+
+def test_last_train_interaction_is_held_out():
+    sequences = [np.array([4, 1, 3, 0, 2]), np.array([1, 2, 3])]
+    full = Interactions.leave_one_out(["a", "b"], sequences)
+    held = full.without_last_train()
+    assert held.histories("train").targets_C.tolist() == [1]
+    assert full.histories("train").targets_C.tolist() == [1, 3]
+    for split in ("valid", "test"):
+        assert held.histories(split).targets_C.tolist() == full.histories(split).targets_C.tolist()
+    with pytest.raises(InputError, match="hold_out_last: no sequence has two train interactions"):
+        Interactions.leave_one_out(["b"], [np.array([1, 2, 3])]).without_last_train()
