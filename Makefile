@@ -9,7 +9,7 @@ LINKS := $(foreach folder,$(PIP_FIND_LINKS),--find-links $(folder))
 OUT ?= out/toy
 PORT ?= 8011
 RUN := .venv/bin/python -m
-LAUNCH := .venv/bin/accelerate launch --config_file configs/accelerate/cpu.yaml -m
+LAUNCH := .venv/bin/accelerate launch --config_file configs/accelerate/cpu.yaml --num_cpu_threads_per_process $(shell nproc) -m
 
 export HF_HUB_DISABLE_TELEMETRY = 1
 export TRL_EXPERIMENTAL_SILENCE = 1

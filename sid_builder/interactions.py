@@ -113,7 +113,7 @@ class Interactions:
     def without_last_train(self) -> "Interactions":
         """The same sequences, each one's last train interaction taken from train (it keeps at least one).
 
-        What a first stage of training leaves to a second: `train_hi_S - 1` is what it has not seen as a target.
+        What a first stage of training leaves to a second one, unseen as targets.
 
         Raises:
             InputError: when no sequence has two train interactions (pre-split rows have one each).
