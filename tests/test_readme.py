@@ -22,7 +22,7 @@ def _modules(text: str) -> list[str]:
 
 
 def test_the_chain_is_the_demo():
-    chain = README.split("## The chain")[1].split("\n## ")[0]
+    chain = README.split("## The chain")[1].split("```bash")[1].split("```")[0]
     demo = MAKEFILE.split("\ndemo:")[1].split("\n\ntest:")[0]
     assert _modules(chain) == _modules(demo)
     assert {"sid_builder.build", "sft.train", "rl.train_grpo", "serve.launch"} <= set(_modules(chain))
