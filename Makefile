@@ -35,7 +35,7 @@ demo: .venv/.installed
 	$(LAUNCH) rl.train_dpo --config configs/dpo/toy_cpu.yaml --model_name_or_path $(OUT)/model --output_dir $(OUT)/dpo
 	$(RUN) serve.evaluate --model $(OUT)/model --also $(OUT)/grpo/model $(OUT)/dpo/model --split test --output_dir $(OUT)/results
 	@set -e; $(RUN) serve.launch --model $(OUT)/grpo/model --config configs/serve/cpu.yaml --port $(PORT) > $(OUT)/serve.log 2>&1 & \
-	server=$$!; trap "kill -INT $$server 2>/dev/null; wait $$server 2>/dev/null" EXIT; \
+	server=$$!; trap "kill $$server 2>/dev/null; wait $$server 2>/dev/null" EXIT; \
 	echo "starting vLLM (log: $(OUT)/serve.log)"; \
 	for request in "waterproof red trail shoes" "I am looking for a warm blue jacket." "Can you find me something for camping?"; do \
 		echo; echo "> $$request"; \
