@@ -21,7 +21,7 @@ import numpy as np
 from prompts.pack import PromptPack
 from sft.arguments import SftArguments
 from sid_builder import cli
-from sid_builder.artifact import MANIFEST, hash_inputs, open_artifact, seal, to_json, write_json
+from sid_builder.artifact import MANIFEST, code_version, hash_inputs, open_artifact, seal, to_json, write_json
 from sid_builder.errors import InputError
 from sid_builder.interactions import Interactions
 from sid_builder.sid_index import SidIndex
@@ -114,6 +114,7 @@ def prepare_output(output_dir: Path, kind: str, resume: str | None, overwrite: b
         InputError: when the directory holds a finished or begun run and neither resuming nor overwriting was
         asked for.
     """
+    code_version()  # remembered now: the manifest names the code that ran, however long the run takes
     checkpoints = sorted(output_dir.glob("checkpoint-*")) if output_dir.is_dir() else []
     wants_resume = resume is not None and str(resume).lower() not in ("false", "no", "0")
     if wants_resume:

@@ -183,6 +183,7 @@ def writing(
     """
     path = Path(path)
     check_output(path, overwrite)
+    code_version()  # the code that runs, not what is checked out when a long stage ends
     path.parent.mkdir(parents=True, exist_ok=True)
     staging = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.partial"
     staging.mkdir()
