@@ -40,7 +40,9 @@ def test_whole_chain(tmp_path):
         *LAUNCH, "rl.train_grpo", "--config", "configs/grpo/toy_cpu.yaml", *short, "--output_dir", grpo
     )
     assert re.search(r"(helped|hurt|no clear change): NDCG@10", said)
-    run(*LAUNCH, "rl.train_dpo", "--config", "configs/dpo/toy_cpu.yaml", *short, "--output_dir", dpo)
+    # A model of a few steps hits nothing: let every prompt give a pair.
+    anything = [*short, "--only_hits", "false"]
+    run(*LAUNCH, "rl.train_dpo", "--config", "configs/dpo/toy_cpu.yaml", *anything, "--output_dir", dpo)
     evaluate = ["--model", model, "--also", grpo / "model", dpo / "model", "--max_cases", 100]
     table = run("python", "-m", "serve.evaluate", *evaluate, "--output_dir", tmp_path / "results")
     for row in ("popularity", "one-hop", "model", "grpo/model", "dpo/model"):
