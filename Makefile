@@ -37,7 +37,7 @@ demo: .venv/.installed
 	@set -e; $(RUN) serve.launch --model $(OUT)/grpo/model --config configs/serve/cpu.yaml --port $(PORT) > $(OUT)/serve.log 2>&1 & \
 	server=$$!; trap "kill $$server 2>/dev/null; wait $$server 2>/dev/null" EXIT; \
 	echo "starting vLLM (log: $(OUT)/serve.log)"; \
-	for request in "waterproof red trail shoes" "I am looking for a warm blue jacket." "Can you find me something for camping?"; do \
+	for request in "waterproof red trail shoes" "I am looking for a warm blue jacket." "Can you find me a windproof camp stove?"; do \
 		echo; echo "> $$request"; \
 		$(RUN) serve.chat --model $(OUT)/grpo/model --base_url http://127.0.0.1:$(PORT)/v1 --wait 300 --n 3 "$$request" || exit 1; \
 	done
