@@ -5,11 +5,13 @@ outside the choices are errors (TRL's own parser lets them pass). Commands that 
 classes name them lazily, so that our own arguments are checked before anything heavy is imported.
 """
 
+import argparse
 import contextlib
 import dataclasses
 import difflib
 import enum
 import importlib
+import inspect
 import json
 import sys
 import types
@@ -144,6 +146,16 @@ def unknown_key(keys: Any, known: Sequence[str], prefix: str = "") -> None:
             raise InputError(f"{prefix}{key}: unknown key; {hint}")
 
 
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+    """The description as it was written, defaults beside every flag."""
+
+
+def _command_name() -> str | None:
+    """`python -m package.module` when that is how the process was started."""
+    spec = getattr(sys.modules.get("__main__"), "__spec__", None)
+    return f"python -m {spec.name}" if spec is not None and spec.name != "pytest.__main__" else None
+
+
 def _parser_class() -> type:
     from transformers import HfArgumentParser
 
@@ -233,7 +245,13 @@ def _parse(
     description: str | None,
     strict: bool,
 ) -> tuple[Any, ...]:
-    parser = _parser_class()(classes, description=description, allow_abbrev=False)
+    parser = _parser_class()(
+        classes,
+        prog=_command_name(),
+        description=inspect.cleandoc(description or ""),
+        formatter_class=_HelpFormatter,
+        allow_abbrev=False,
+    )
     parser.add_argument("--config", metavar="FILE", help="YAML file of defaults; flags override it")
     hints: dict[str, Any] = {}
     for cls in classes:

@@ -106,3 +106,14 @@ def test_help_lists_every_field(capsys):
         parse(["--help"])
     shown = capsys.readouterr().out
     assert caught.value.code == 0 and "A name." in shown and "--config FILE" in shown
+
+
+def test_help_shows_the_description_as_written(capsys):
+    from sft import merge
+
+    with pytest.raises(SystemExit) as ended:
+        merge.main(["--help"])
+    printed = capsys.readouterr().out
+    assert ended.value.code == 0
+    assert "python -m sft.merge --adapter out/toy/sft --output_dir out/toy/model\n" in printed
+    assert "model directory to write" in printed
