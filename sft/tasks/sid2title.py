@@ -5,12 +5,9 @@ from collections.abc import Iterator
 import numpy as np
 
 from sft.examples import TaskContext, TaskExample
-from sft.tasks.wordings import draw
+from sft.tasks.wordings import over_titles
 
 
 def examples(context: TaskContext, rng: np.random.Generator) -> Iterator[TaskExample]:
-    """One row per item that has a title, in a wording drawn by `rng`."""
-    for item, title in enumerate(context.index.catalog.titles):
-        if title:
-            rendered = context.template.render("sid2title", item, wording=draw(context, "sid2title", rng))
-            yield TaskExample.of("sid2title", rendered, item)
+    """One row per item that has a title."""
+    return over_titles(context, "sid2title", rng)

@@ -1,10 +1,30 @@
-"""Which of a task's wordings an example uses."""
+"""Examples in a wording drawn at random: over the train cases, or over the items that have a title."""
+
+from collections.abc import Iterator
 
 import numpy as np
 
-from sft.examples import TaskContext
+from sft.examples import TaskContext, TaskExample
 
 
 def draw(context: TaskContext, task: str, rng: np.random.Generator) -> int:
     """Index of a template of `task`, uniformly."""
     return int(rng.integers(len(context.template.pack.templates(task))))
+
+
+def over_cases(context: TaskContext, task: str, rng: np.random.Generator) -> Iterator[TaskExample]:
+    """One row per train case: its history asked in a drawn wording, its target as the answer."""
+    histories = context.interactions.histories("train")
+    for case in range(len(histories)):
+        target = int(histories.targets_C[case])
+        wording = draw(context, task, rng)
+        rendered = context.template.render(task, target, histories.history(case), wording)
+        yield TaskExample.of(task, rendered, target)
+
+
+def over_titles(context: TaskContext, task: str, rng: np.random.Generator) -> Iterator[TaskExample]:
+    """One row per item that has a title, in a drawn wording."""
+    for item, title in enumerate(context.index.catalog.titles):
+        if title:
+            rendered = context.template.render(task, item, wording=draw(context, task, rng))
+            yield TaskExample.of(task, rendered, item)
