@@ -5,11 +5,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from prompts.opening import MODEL_KIND
 from rl.acceptance import Acceptance
-from serve.decoding.recommender import MODEL_KIND, Recommender
+from serve.decoding.recommender import Recommender
 from sft.arguments import LoraOptions
 from sft.curves import plot_history
 from sft.model_directory import write_model_directory
+from sft.train import begin_run
 from sid_builder import cli
 from sid_builder.artifact import hash_inputs, open_artifact, seal, to_json, write_json
 from sid_builder.errors import InputError
@@ -113,6 +115,7 @@ def train_and_judge(
     acceptance = Acceptance.on_valid(start, own.valid_cases, own.eval_num_beams, args.seed)
     if accelerator.is_main_process:
         acceptance.measure("before", accelerator.unwrap_model(trainer.model))
+    begin_run(output, resume)
     trainer.train(resume_from_checkpoint=resume)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:

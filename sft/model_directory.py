@@ -6,9 +6,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from prompts.opening import MODEL_KIND
 from prompts.pack import PromptPack
 from prompts.template import PACK_FILE
-from serve.decoding.recommender import MODEL_KIND
 from sid_builder.artifact import writing
 from sid_builder.sid_index import SidIndex
 

@@ -60,8 +60,10 @@ def main(argv: Sequence[str]) -> None:
         table = build_table(TaskContext(index, learnt, template), args.task_weights, config.seed)
         lengths = np.array(table["length"])
         print(f"sft.train: {len(table):,} rows, {lengths.sum():,} tokens a pass, longest {lengths.max()}")
-        if PartialState().is_main_process and args.training == "lora":
-            _save_base(output_dir, model, tokenizer, pack, index, sids.path / "interactions")
+    begin_run(output_dir, resume)
+    if PartialState().is_main_process and args.training == "lora":
+        _save_base(output_dir, model, tokenizer, pack, index, sids.path / "interactions")
+    PartialState().wait_for_everyone()
     peft_config = None
     if args.training == "lora":
         if args.load_in_4bit:
@@ -110,6 +112,8 @@ def prepare_output(output_dir: Path, kind: str, resume: str | None, overwrite: b
     """Decide between a fresh run and a resumed one; returns what `Trainer.train(resume_from_checkpoint=...)`
     takes.
 
+    Looks only: `begin_run` removes what is in the way, once nothing is left that may be refused.
+
     Raises:
         InputError: when the directory holds a finished or begun run and neither resuming nor overwriting was
         asked for.
@@ -118,7 +122,6 @@ def prepare_output(output_dir: Path, kind: str, resume: str | None, overwrite: b
     checkpoints = sorted(output_dir.glob("checkpoint-*")) if output_dir.is_dir() else []
     wants_resume = resume is not None and str(resume).lower() not in ("false", "no", "0")
     if wants_resume:
-        (output_dir / MANIFEST).unlink(missing_ok=True)
         if str(resume).lower() in ("true", "yes", "1"):
             if not checkpoints:
                 raise InputError(
@@ -141,8 +144,20 @@ def prepare_output(output_dir: Path, kind: str, resume: str | None, overwrite: b
             raise InputError(
                 f"output_dir: {output_dir} is no {kind!r} run of sidereal, so --overwrite will not empty it"
             )
-        shutil.rmtree(output_dir)
     return False
+
+
+def begin_run(output_dir: Path, resume: bool | str) -> None:
+    """Ready `output_dir` for writing: an old run goes, a resumed one has no manifest until it is done."""
+    from accelerate import PartialState
+
+    if PartialState().is_main_process:
+        if resume:
+            (output_dir / MANIFEST).unlink(missing_ok=True)
+        elif output_dir.exists():
+            shutil.rmtree(output_dir)
+        output_dir.mkdir(parents=True, exist_ok=True)
+    PartialState().wait_for_everyone()
 
 
 def _pack(args: SftArguments) -> PromptPack:

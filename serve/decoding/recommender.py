@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 
-from prompts.opening import MODEL_KIND as MODEL_KIND
 from prompts.opening import open_template
 from prompts.template import PromptTemplate
 from serve.decoding.trie_step import DeviceTrie

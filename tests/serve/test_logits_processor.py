@@ -379,9 +379,11 @@ def test_good_requests_pass(setting, monkeypatch):
     monkeypatch.setenv("SIDEREAL_MODEL", str(setting[0]))
     good = (params(), params(max_tokens=3), params("off", max_tokens=1), params("inline", max_tokens=1))
     for own in (*good, params(sid=[1, 0], max_tokens=1), SamplingParams(max_tokens=None, temperature=2.0)):
-        SidLogitsProcessor.validate_params(own)
+        assert SidLogitsProcessor.validate_params(own) is None
     monkeypatch.delenv("SIDEREAL_MODEL")
-    SidLogitsProcessor.validate_params(params(max_tokens=1))  # without the directory the bound is not known
+    assert (
+        SidLogitsProcessor.validate_params(params(max_tokens=1)) is None
+    )  # without the directory the bound is not known
 
 
 def test_module_loads_neither_trl_nor_model_code():

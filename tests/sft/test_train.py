@@ -9,6 +9,7 @@ import torch
 
 from serve.decoding.recommender import Recommender
 from sft import merge, train
+from sid_builder.artifact import open_artifact
 from sid_builder.errors import InputError
 from tests.builders import make_index
 from tests.sft.builders import make_interactions, write_checkpoint, write_sids
@@ -159,9 +160,13 @@ FROM_SCRATCH = [
 ]
 
 
-def test_resume_continues_the_loss_curve(sids, tmp_path):
+@pytest.mark.parametrize("training", ["full", "lora"])
+def test_resume_continues_the_loss_curve(index, sids, tmp_path, training):
+    start = FROM_SCRATCH
+    if training == "lora":
+        start = ["--model_name_or_path", write_checkpoint(tmp_path / "checkpoint", index)]
     flags = [
-        *FROM_SCRATCH,
+        *start,
         "--max_steps",
         6,
         "--save_steps",
@@ -173,6 +178,8 @@ def test_resume_continues_the_loss_curve(sids, tmp_path):
     ]
     run_sft(sids, tmp_path / "whole", *flags)
     shutil.copytree(tmp_path / "whole" / "checkpoint-3", tmp_path / "cut" / "checkpoint-3")
+    if training == "lora":
+        shutil.copytree(tmp_path / "whole" / "base", tmp_path / "cut" / "base")
     run_sft(sids, tmp_path / "cut", *flags, "--resume_from_checkpoint", "true")
 
     def losses(run):
@@ -183,6 +190,28 @@ def test_resume_continues_the_loss_curve(sids, tmp_path):
     assert [cut[step] for step in (4, 5, 6)] == pytest.approx([whole[step] for step in (4, 5, 6)], abs=1e-6)
     with pytest.raises(InputError, match="is not empty; pass --resume_from_checkpoint true"):
         run_sft(sids, tmp_path / "whole", *flags)
+
+
+def test_a_refused_run_leaves_the_old_one_as_it_was(sids, tmp_path):
+    """Whatever is refused after the output directory was looked at must not have cost a finished run."""
+    short = ["--max_steps", 1, "--save_strategy", "no"]
+    run_sft(sids, tmp_path / "run", *FROM_SCRATCH, *short)
+    for mistake in (["--model_name_or_path", "no/such/checkpoint"], ["--from_scratch", '{"num_heads": 5}']):
+        with pytest.raises(InputError):
+            run_sft(
+                sids,
+                tmp_path / "run",
+                *mistake,
+                "--training",
+                "full",
+                "--prompt_pack",
+                "plain",
+                "--overwrite",
+                "true",
+            )
+        open_artifact(tmp_path / "run", "sft").verify_hashes()
+    run_sft(sids, tmp_path / "run", *FROM_SCRATCH, *short, "--overwrite", "true")
+    open_artifact(tmp_path / "run", "sft").verify_hashes()
 
 
 def test_from_scratch_learns_and_merges(index, sids, tmp_path):
