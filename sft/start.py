@@ -9,6 +9,7 @@ from sft.arguments import SftArguments
 from sft.models.scratch import build_model, train_tokenizer
 from sft.vocabulary import extend_model, extend_tokenizer
 from sid_builder.errors import InputError
+from sid_builder.item_text import item_texts
 from sid_builder.sid_index import SidIndex
 
 
@@ -75,7 +76,7 @@ def quantised(base_dir: Path, dtype: str) -> Any:
 def _words(pack: PromptPack, index: SidIndex) -> list[str]:
     """What a tokenizer from scratch learns its text tokens from: the catalogue and the pack's own words."""
     frames = [text.user for templates in pack.tasks.values() for text in templates]
-    return index.catalog.texts(("title", "brand", "categories")) + frames * 20
+    return item_texts(index.catalog, "{title}[. {brand}][. {categories}]") + frames * 20
 
 
 def _line(error: Exception) -> str:

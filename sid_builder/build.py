@@ -19,6 +19,7 @@ from tqdm import tqdm
 from sid_builder import EMBEDDERS, QUANTIZERS, SOURCES, cli
 from sid_builder.artifact import check_output, to_json, write_json, writing
 from sid_builder.errors import InputError
+from sid_builder.item_text import DEFAULT_TEMPLATE, check_template
 from sid_builder.registry import options_class, resolve
 from sid_builder.repair import check_policy, repair_codes
 from sid_builder.semantic_ids import DEFAULT_PATTERN, SemanticIds
@@ -43,9 +44,9 @@ class BuildArguments:
     source_args: dict[str, Any] = field(
         default_factory=dict, metadata={"help": "Options of the source, a mapping."}
     )
-    text_fields: list[str] = field(
-        default_factory=lambda: ["title", "brand", "categories", "description"],
-        metadata={"help": "Catalogue columns that make up an item's text."},
+    text_template: str = field(
+        default=DEFAULT_TEMPLATE,
+        metadata={"help": "An item's text over catalogue columns; a [part] goes when its field is empty."},
     )
     embedder: str | None = field(
         default=None,
@@ -85,6 +86,7 @@ class BuildArguments:
         """Everything that can be known before work starts; InputError names the field."""
         check_output(Path(self.output_dir), self.overwrite)
         self.parsed_source_args()
+        check_template(self.text_template)
         check_policy(self.repair)
         SemanticIds(np.zeros((1, 1), dtype=np.int32), (1,), self.token_pattern)
         if self.max_collision_rate is not None and not 0 <= self.max_collision_rate <= 1:
@@ -180,12 +182,12 @@ def _next_stage(stages: tqdm, name: str) -> None:
 
 
 def _embed(args: BuildArguments, source: SourceData) -> np.ndarray | None:
-    from sid_builder.embedders import check_embeddings
+    from sid_builder.embedders import ItemData, check_embeddings
 
     embedder = args.made_embedder()
     if embedder is None:
         return None
-    embeddings_ND = embedder.encode(source.catalog.texts(args.text_fields))
+    embeddings_ND = embedder.encode(ItemData(source.catalog, source.interactions, args.text_template))
     return check_embeddings(embeddings_ND, source.catalog.num_items, str(args.embedder))
 
 

@@ -19,6 +19,7 @@ SCHEMA = pa.schema(
         pa.field("brand", pa.string(), nullable=False),
         pa.field("categories", pa.list_(pa.string()), nullable=False),
         pa.field("price", pa.float64(), nullable=True),
+        pa.field("domain", pa.string(), nullable=False),
     ]
 )
 
@@ -27,15 +28,15 @@ SCHEMA = pa.schema(
 class Catalog:
     """Items in order of `item_index` 0..N-1.
 
-    `table` follows `SCHEMA`: missing texts are empty strings, a missing price is null. Further columns a
-    source gave are kept behind these.
+    `table` follows `SCHEMA`: missing texts are empty strings, a missing price is null. `domain` names the
+    data set an item came from where several share one codebook. Further columns a source gave follow.
     """
 
     table: pa.Table
 
     @staticmethod
     def from_rows(rows: Sequence[dict[str, Any]], where: Iterable[str] | None = None) -> "Catalog":
-        """Build from dicts with `item_id` and any of title, description, brand, categories, price.
+        """Build from dicts with `item_id` and any of title, description, brand, categories, price, domain.
 
         Args:
             where: one label per row (such as "items.jsonl:17") used in error messages.
@@ -57,7 +58,7 @@ class Catalog:
                 )
             first_row[item_id] = label
             columns["item_id"].append(item_id)
-            for name in ("title", "description", "brand"):
+            for name in ("title", "description", "brand", "domain"):
                 columns[name].append(_text(row.get(name), f"{label}: {name}"))
             categories = row.get("categories")
             categories = [categories] if isinstance(categories, str) and categories else categories or []
@@ -94,26 +95,12 @@ class Catalog:
         """All columns of one item as a dict."""
         return self.table.slice(item_index, 1).to_pylist()[0]
 
-    def texts(self, fields: Sequence[str] = ("title", "brand", "categories", "description")) -> list[str]:
-        """One line of text per item for encoders: the given fields that are not empty, joined by ". "."""
-        for name in fields:
-            if name not in self.table.column_names:
-                raise InputError(
-                    f"text_fields: {name!r} is no catalogue column; use {self.table.column_names}"
-                )
-        columns = [self.table.column(name).to_pylist() for name in fields]
-        return [". ".join(_flat(value) for value in values if value) for values in zip(*columns, strict=True)]
-
     def save(self, path: Path) -> None:
         pq.write_table(self.table, path, compression="zstd")
 
     @staticmethod
     def load(path: Path) -> "Catalog":
         return Catalog(pq.read_table(path))
-
-
-def _flat(value: Any) -> str:
-    return ", ".join(value) if isinstance(value, list) else str(value)
 
 
 def _text_id(value: Any, label: str) -> str:

@@ -4,7 +4,8 @@ Legend: S sequences, I interactions, C cases (a history and its target), N items
 """
 
 import dataclasses
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -55,8 +56,8 @@ class Histories:
 class Interactions:
     """Sequences (oldest first) in CSR form with split boundaries.
 
-    In sequence s, positions `train_lo_S[s] <= p < train_hi_S[s]` are train's; `valid_S[s]` and `test_S[s]`
-    are the positions asked for (-1: none). Leave-one-out and pre-split rows (MiniOneRec) are both this.
+    In sequence s, a split asks for the positions `lo <= p < hi`: `train_lo_S[s]`, `train_hi_S[s]` and so on
+    (lo = hi: none). Leave-one-out, a global cut in time and pre-split rows (MiniOneRec) are all this.
     """
 
     users: pa.Array  # string, one per sequence
@@ -64,9 +65,12 @@ class Interactions:
     items_I: np.ndarray  # int32
     train_lo_S: np.ndarray  # int64
     train_hi_S: np.ndarray  # int64
-    valid_S: np.ndarray  # int64
-    test_S: np.ndarray  # int64
+    valid_lo_S: np.ndarray  # int64
+    valid_hi_S: np.ndarray  # int64
+    test_lo_S: np.ndarray  # int64
+    test_hi_S: np.ndarray  # int64
     timestamps_I: np.ndarray | None = None  # int64, seconds
+    features_I: Mapping[str, np.ndarray] = field(default_factory=dict)  # rating, price, ...: one value each
 
     @property
     def num_sequences(self) -> int:
@@ -91,24 +95,27 @@ class Interactions:
             items_I=np.concatenate(sequences).astype(np.int32),
             train_lo_S=np.zeros_like(lengths),
             train_hi_S=np.where(split, lengths - 2, lengths),
-            valid_S=np.where(split, lengths - 2, -1),
-            test_S=np.where(split, lengths - 1, -1),
+            valid_lo_S=np.where(split, lengths - 2, lengths),
+            valid_hi_S=np.where(split, lengths - 1, lengths),
+            test_lo_S=np.where(split, lengths - 1, lengths),
+            test_hi_S=lengths,
             timestamps_I=np.concatenate(timestamps).astype(np.int64) if timestamps is not None else None,
         )
 
     def histories(self, split: Split) -> Histories:
-        """Cases of a split, in sequence order. Train: every train position with a history."""
-        if split == "train":
-            low = np.maximum(self.train_lo_S, 1)
-            counts = np.maximum(self.train_hi_S - low, 0)
-            sequence = np.repeat(np.arange(self.num_sequences), counts)
-            first = np.repeat(np.cumsum(counts) - counts, counts)
-            return Histories(self, sequence, np.repeat(low, counts) + np.arange(counts.sum()) - first)
-        position_S = {"valid": self.valid_S, "test": self.test_S}.get(split)
-        if position_S is None:
+        """Cases of a split, in sequence order: every position it asks for that has a history."""
+        if split not in SPLITS:
             raise InputError(f"split: {split!r} is not one of {list(SPLITS)}")
-        sequence = np.flatnonzero(position_S >= 1)
-        return Histories(self, sequence, position_S[sequence])
+        low, high = self.bounds_of(split)
+        low = np.maximum(low, 1)
+        counts = np.maximum(high - low, 0)
+        sequence = np.repeat(np.arange(self.num_sequences), counts)
+        first = np.repeat(np.cumsum(counts) - counts, counts)
+        return Histories(self, sequence, np.repeat(low, counts) + np.arange(counts.sum()) - first)
+
+    def bounds_of(self, split: Split) -> tuple[np.ndarray, np.ndarray]:
+        """Positions [lo, hi) a split asks for, per sequence."""
+        return getattr(self, f"{split}_lo_S"), getattr(self, f"{split}_hi_S")
 
     def without_last_train(self) -> "Interactions":
         """The same sequences, each one's last train interaction taken from train (it keeps at least one).
@@ -127,13 +134,17 @@ class Interactions:
 
     def train_counts(self, num_items: int) -> np.ndarray:
         """How often each item occurs among train's interactions, int64 [N]."""
-        position = np.arange(self.num_interactions) - np.repeat(self.indptr_S1[:-1], np.diff(self.indptr_S1))
-        lengths = np.diff(self.indptr_S1)
-        keep = (position >= np.repeat(self.train_lo_S, lengths)) & (
-            position < np.repeat(self.train_hi_S, lengths)
-        )
-        items = self.items_I[keep]
+        items = self.items_I[self._asked_by("train")]
         return np.bincount(items[items >= 0], minlength=num_items)
+
+    def _asked_by(self, split: Split) -> np.ndarray:
+        """Which interactions are positions of a split, bool [I]."""
+        low, high = self.bounds_of(split)
+        change = np.zeros(self.num_interactions + 1, dtype=np.int64)
+        some = high > low
+        np.add.at(change, self.indptr_S1[:-1][some] + low[some], 1)
+        np.add.at(change, self.indptr_S1[:-1][some] + high[some], -1)
+        return np.cumsum(change[:-1]) > 0
 
     @cached_property
     def has_repeats(self) -> bool:
@@ -151,8 +162,7 @@ class Interactions:
             raise InputError(
                 f"interactions: item_index {value} is outside the catalogue of {num_items} items"
             )
-        asked = [self.indptr_S1[:-1][at >= 0] + at[at >= 0] for at in (self.valid_S, self.test_S)]
-        if len(np.setdiff1d(np.flatnonzero(self.items_I < 0), np.concatenate(asked))):
+        if ((self.items_I < 0) & ~(self._asked_by("valid") | self._asked_by("test"))).any():
             raise InputError(
                 "interactions: an item of train or of a history is not in the catalogue; drop it or add it"
             )
@@ -162,15 +172,11 @@ class Interactions:
         columns = {"item_index": pa.array(self.items_I)}
         if self.timestamps_I is not None:
             columns["timestamp"] = pa.array(self.timestamps_I)
+        columns |= {f"feature_{name}": pa.array(values) for name, values in self.features_I.items()}
         pq.write_table(pa.table(columns), directory / "interactions.parquet", compression="zstd")
-        rows = {
-            "user": self.users,
-            "length": np.diff(self.indptr_S1),
-            "train_lo": self.train_lo_S,
-            "train_hi": self.train_hi_S,
-            "valid": self.valid_S,
-            "test": self.test_S,
-        }
+        rows = {"user": self.users, "length": np.diff(self.indptr_S1)}
+        for split in SPLITS:
+            rows[f"{split}_lo"], rows[f"{split}_hi"] = self.bounds_of(split)
         pq.write_table(pa.table(rows), directory / "sequences.parquet", compression="zstd")
 
     @staticmethod
@@ -182,9 +188,15 @@ class Interactions:
             users=rows.column("user").combine_chunks(),
             indptr_S1=np.concatenate([[0], np.cumsum(rows.column("length").to_numpy())]).astype(np.int64),
             items_I=columns.column("item_index").to_numpy(),
-            train_lo_S=rows.column("train_lo").to_numpy(),
-            train_hi_S=rows.column("train_hi").to_numpy(),
-            valid_S=rows.column("valid").to_numpy(),
-            test_S=rows.column("test").to_numpy(),
             timestamps_I=stamps,
+            features_I={
+                name.removeprefix("feature_"): columns.column(name).to_numpy()
+                for name in columns.column_names
+                if name.startswith("feature_")
+            },
+            **{
+                f"{split}_{end}_S": rows.column(f"{split}_{end}").to_numpy()
+                for split in SPLITS
+                for end in ("lo", "hi")
+            },
         )

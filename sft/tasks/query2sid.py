@@ -7,14 +7,16 @@ import numpy as np
 
 from sft.examples import TaskContext, TaskExample
 from sft.tasks.wordings import draw
+from sid_builder.item_text import item_texts
 
 _WORD = re.compile(r"[\w'-]+")
 _MOST_WORDS = 5
+_TEMPLATE = "{title}[. {brand}][. {categories}]"
 
 
 def examples(context: TaskContext, rng: np.random.Generator) -> Iterator[TaskExample]:
     """One row per item: one to five words of its title, brand and categories, in their order or shuffled."""
-    for item, text in enumerate(context.index.catalog.texts(("title", "brand", "categories"))):
+    for item, text in enumerate(item_texts(context.index.catalog, _TEMPLATE)):
         words = list(dict.fromkeys(_WORD.findall(text)))
         if not words:
             continue

@@ -1,12 +1,46 @@
-"""Embedders turn item texts into vectors.
+"""Embedders turn items into vectors: from their texts, their pictures, or who interacted with them.
 
-An embedder is a class built as `Thing(config, seed)` with `encode(texts) -> float32 [N, d]`; the annotation
-of `config` is the dataclass its YAML options are checked against.
+An embedder is a class built as `Thing(config, seed)` with `encode(items: ItemData) -> float32 [N, d]`; the
+annotation of `config` is the dataclass its YAML options are checked against.
 """
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
+from sid_builder.catalog import Catalog
 from sid_builder.errors import InputError
+from sid_builder.interactions import Interactions
+from sid_builder.item_text import DEFAULT_TEMPLATE, item_texts
+
+
+@dataclass(frozen=True)
+class ItemData:
+    """What an embedder may look at. Of `interactions` only train may be learnt from.
+
+    `data_dir` is where relative paths in the catalogue (pictures) start from. `work_dir` is where long work
+    keeps what it needs to go on after an interruption; None: it starts over.
+    """
+
+    catalog: Catalog
+    interactions: Interactions
+    text_template: str = DEFAULT_TEMPLATE
+    data_dir: Path | None = None
+    work_dir: Path | None = None
+
+    @cached_property
+    def texts(self) -> list[str]:
+        """One text per item, in catalogue order."""
+        return item_texts(self.catalog, self.text_template)
+
+
+class Embedder(Protocol):
+    """What the build relies on."""
+
+    def encode(self, items: ItemData) -> np.ndarray: ...
 
 
 def check_embeddings(embeddings_ND: np.ndarray, num_items: int, embedder: str) -> np.ndarray:
@@ -33,6 +67,6 @@ def check_embeddings(embeddings_ND: np.ndarray, num_items: int, embedder: str) -
     if num_items > 1 and np.ptp(embeddings_ND, axis=0).max() == 0:
         raise InputError(
             f"{field} gave the same vector for all {num_items} items; "
-            "choose text_fields that tell items apart"
+            "choose a text_template whose fields tell items apart"
         )
     return embeddings_ND

@@ -1,11 +1,11 @@
 """Embeddings made elsewhere, read from an .npy file with one row per item in catalogue order."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
+from sid_builder.embedders import ItemData
 from sid_builder.errors import InputError
 
 
@@ -17,15 +17,15 @@ class PrecomputedConfig:
 
 
 class Precomputed:
-    """`encode(texts)` returns the file's rows; the texts only say how many there must be."""
+    """`encode(items)` returns the file's rows."""
 
     def __init__(self, config: PrecomputedConfig, seed: int = 0) -> None:
         if not Path(config.file).is_file():
             raise InputError(f"embedder_args.file: {config.file} is no file; give the path of an .npy file")
         self.path = Path(config.file)
 
-    def encode(self, texts: Sequence[str]) -> np.ndarray:
-        """The file's array; InputError if it is no plain numeric .npy with one row per text."""
+    def encode(self, items: ItemData) -> np.ndarray:
+        """The file's array; InputError if it is no plain numeric .npy with one row per item."""
         try:
             embeddings_ND = np.load(self.path, allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
@@ -34,9 +34,9 @@ class Precomputed:
             raise InputError(
                 f"embedder_args.file: {self.path} holds no numbers; save float32 [items, d] with numpy.save"
             )
-        if len(embeddings_ND.shape) != 2 or len(embeddings_ND) != len(texts):
+        if len(embeddings_ND.shape) != 2 or len(embeddings_ND) != items.catalog.num_items:
             raise InputError(
-                f"embedder_args.file: {self.path} has shape {embeddings_ND.shape} for {len(texts)} items; "
-                "give one row per item, in catalogue order"
+                f"embedder_args.file: {self.path} has shape {embeddings_ND.shape} "
+                f"for {items.catalog.num_items} items; give one row per item, in catalogue order"
             )
         return embeddings_ND

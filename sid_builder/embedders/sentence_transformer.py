@@ -1,6 +1,5 @@
 """Sentence-transformers embeddings of item texts, from any local path or hub name."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
 from importlib.util import find_spec
@@ -8,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from sid_builder.embedders import ItemData
 from sid_builder.errors import InputError
 
 # MiniLM-L6 as a PyPI package, for machines that reach a package index and no model hub.
@@ -39,7 +39,7 @@ class SentenceTransformerConfig:
 
 
 class SentenceTransformerEmbedder:
-    """`encode(texts)`; the model is loaded when first used."""
+    """`encode(items)`; the model is loaded when first used."""
 
     def __init__(self, config: SentenceTransformerConfig, seed: int = 0) -> None:
         if find_spec("sentence_transformers") is None:
@@ -49,7 +49,7 @@ class SentenceTransformerEmbedder:
         self.config = config
         self.model_path = _resolve_model(config.model)
 
-    def encode(self, texts: Sequence[str]) -> np.ndarray:
+    def encode(self, items: ItemData) -> np.ndarray:
         """Embeddings float32 [N, d] as the model gives them; inference draws nothing, so there is no seed."""
         # Imported here: torch and transformers take ten seconds or more, arguments are checked before.
         from sentence_transformers import SentenceTransformer
@@ -64,7 +64,7 @@ class SentenceTransformerEmbedder:
         if self.config.max_tokens is not None:
             model.max_seq_length = self.config.max_tokens
         return model.encode(
-            list(texts),
+            items.texts,
             batch_size=self.config.batch_size,
             prompt=self.config.prompt,
             show_progress_bar=True,

@@ -1,10 +1,10 @@
 """TF-IDF of words and word pairs, reduced by a truncated SVD: embeddings without any model to download."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from sid_builder.embedders import ItemData
 from sid_builder.errors import InputError
 
 
@@ -26,7 +26,7 @@ class TfidfSvd:
         self.config = config
         self.seed = seed
 
-    def encode(self, texts: Sequence[str]) -> np.ndarray:
+    def encode(self, items: ItemData) -> np.ndarray:
         """Embeddings float32 [N, dim], rows scaled by the singular values (not normalised).
 
         Raises:
@@ -41,10 +41,10 @@ class TfidfSvd:
             ngram_range=(1, config.max_ngram), min_df=config.min_items, sublinear_tf=True, dtype=np.float32
         )
         try:
-            weights_NV = vectorizer.fit_transform(texts)
+            weights_NV = vectorizer.fit_transform(items.texts)
         except ValueError as error:
             raise InputError(
-                f"embedder: 'tfidf_svd' found no terms in the item texts ({error}); check text_fields"
+                f"embedder: 'tfidf_svd' found no terms in the item texts ({error}); check text_template"
             ) from error
         most = min(weights_NV.shape) - 1
         if config.dim > most:

@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from sid_builder.artifact import write_json
 from sid_builder.errors import InputError
+from sid_builder.quantizers import FitContext
 
 # Above this many points per centroid faiss would train on a random subset; a catalogue is small enough for
 # all of it.
@@ -61,7 +62,7 @@ class RQKMeans:
         self.centroids: list[np.ndarray] = []  # per level float32 [K, D]
         self.scales: list[float] = []  # mean length of the residual that entered a level, 1 for the first
 
-    def fit(self, embeddings_ND: np.ndarray) -> None:
+    def fit(self, embeddings_ND: np.ndarray, context: FitContext | None = None) -> None:
         """Learn the codebooks from float32 [N, D].
 
         Raises:

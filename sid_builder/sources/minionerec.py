@@ -196,7 +196,7 @@ def _check_info(path: Path, spelled: dict[str, str]) -> None:
 def _read_rows(files: dict[str, Path], index_of: dict[str, int], spelled: dict[str, str]) -> Interactions:
     users: list[str] = []
     sequences: list[list[int]] = []
-    bounds: dict[str, list[int]] = {name: [] for name in ("train_lo", "train_hi", "valid", "test")}
+    split_of_row: list[str] = []
     for split in SPLITS:
         path = files[split]
         reader = csv.DictReader(io.StringIO(read_text(path, "source_args.path"), newline=""))
@@ -217,24 +217,19 @@ def _read_rows(files: dict[str, Path], index_of: dict[str, int], spelled: dict[s
                 raise InputError(
                     f"{label}: its SIDs differ from index.json's; make the CSV again from this index"
                 )
-            last = len(keys) - 1
             users.append(row["user_id"])
             sequences.append([index_of[key] for key in keys])
-            bounds["train_lo"].append(last)
-            bounds["train_hi"].append(last + 1 if split == "train" else last)
-            bounds["valid"].append(last if split == "valid" else -1)
-            bounds["test"].append(last if split == "test" else -1)
+            split_of_row.append(split)
     if not sequences:
         raise InputError(f"{files['train'].name}: has no rows; check the directory")
-    lengths = [len(sequence) for sequence in sequences]
+    lengths = np.array([len(sequence) for sequence in sequences], dtype=np.int64)
+    asked = {f"{split}_lo_S": lengths - 1 for split in SPLITS}
+    asked |= {f"{split}_hi_S": lengths - 1 + (np.array(split_of_row) == split) for split in SPLITS}
     return Interactions(
         users=pa.array(users, pa.string()),
         indptr_S1=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
         items_I=np.concatenate(sequences).astype(np.int32),
-        train_lo_S=np.array(bounds["train_lo"], dtype=np.int64),
-        train_hi_S=np.array(bounds["train_hi"], dtype=np.int64),
-        valid_S=np.array(bounds["valid"], dtype=np.int64),
-        test_S=np.array(bounds["test"], dtype=np.int64),
+        **asked,
     )
 
 

@@ -54,9 +54,11 @@ def rows_with_targets(seed: int) -> Interactions:
         indptr_S1=np.concatenate([[0], np.cumsum(last + 1)]),
         items_I=np.concatenate(sequences).astype(np.int32),
         train_lo_S=last,
-        train_hi_S=np.where(split == 0, last + 1, last),
-        valid_S=np.where(split == 1, last, -1),
-        test_S=np.where(split == 2, last, -1),
+        train_hi_S=last + (split == 0),
+        valid_lo_S=last,
+        valid_hi_S=last + (split == 1),
+        test_lo_S=last,
+        test_hi_S=last + (split == 2),
     )
 
 
@@ -90,7 +92,7 @@ def test_ranks_are_those_of_a_plain_loop(interactions, exclude, monkeypatch):
 
 def test_unknown_targets_are_misses():
     interactions = leave_one_out(0)
-    interactions.items_I[interactions.indptr_S1[:-1] + np.maximum(interactions.test_S, 0)] = -1
+    interactions.items_I[interactions.indptr_S1[1:] - 1] = -1
     histories = interactions.histories("test")
     trie = SidTrie.build(np.arange(NUM_ITEMS, dtype=np.int32)[:, None])
     counts = np.ones(NUM_ITEMS)

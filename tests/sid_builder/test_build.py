@@ -22,7 +22,7 @@ repair: last_level_assign
 """
 JSONL = """
 source: jsonl
-text_fields: [title]
+text_template: "{title}"
 embedder: tfidf_svd
 embedder_args: {dim: 4, min_items: 1}
 quantizer_args: {levels: 2, codes_per_level: 4}
@@ -119,7 +119,7 @@ def test_jsonl_through_the_command(config, data_path, tmp_path):
         ),
         ({"embedder": "my.absent:Thing"}, r"embedder: 'my\.absent:Thing' needs module"),
         ({"repair": "pray"}, r"repair: 'pray' is not one of \['none', 'last_level_assign'\]"),
-        ({"text_fields": ["name"]}, "text_fields: 'name' is no catalogue column"),
+        ({"text_template": "{name}"}, "text_template: 'name' is no catalogue column"),
         ({"token_pattern": "<{code}>"}, "token_pattern: '<{code}>' needs one {letter} and one {code}"),
         ({"quantizer": "given"}, "quantizer: 'given' takes the SIDs as they are"),
         (

