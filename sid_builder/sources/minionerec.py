@@ -223,7 +223,7 @@ def _read_rows(files: dict[str, Path], index_of: dict[str, int], spelled: dict[s
     if not sequences:
         raise InputError(f"{files['train'].name}: has no rows; check the directory")
     lengths = np.array([len(sequence) for sequence in sequences], dtype=np.int64)
-    asked = {f"{split}_lo_S": lengths - 1 for split in SPLITS}
+    asked: dict[str, Any] = {f"{split}_lo_S": lengths - 1 for split in SPLITS}
     asked |= {f"{split}_hi_S": lengths - 1 + (np.array(split_of_row) == split) for split in SPLITS}
     return Interactions(
         users=pa.array(users, pa.string()),

@@ -106,7 +106,7 @@ def test_unusable_vectors_are_named():
             InputError, match="NaN or infinite values for 1 of 5 items, first for item_index 3"
         ):
             check_embeddings(bad_ND, 5, "x")
-    with pytest.raises(InputError, match="the same vector for all 5 items; choose text_template"):
+    with pytest.raises(InputError, match="the same vector for all 5 items; choose a text_template"):
         check_embeddings(np.ones((5, 3)), 5, "x")
     with pytest.raises(InputError, match=r"gave shape \(4, 3\) for 5 items"):
         check_embeddings(good_ND[:4], 5, "x")
