@@ -97,8 +97,8 @@ def _pairs_of(
     num_negatives: int,
     only_hits: bool,
 ) -> list[Preference]:
-    template, ids = recommender.template, recommender.index.semantic_ids
-    wrong = (ranking.codes_BL != ids.codes_NL[target]).any(axis=1)
+    template, trie = recommender.template, recommender.index.trie
+    wrong = (ranking.codes_BL != recommender.index.semantic_ids.codes_NL[target]).any(axis=1)
     if only_hits and wrong.all():
         return []
     prompt_ids = template.seqrec_prompt(history)
@@ -106,7 +106,9 @@ def _pairs_of(
     pairs = []
     for rank in np.flatnonzero(wrong)[:num_negatives].tolist():
         codes = ranking.codes_BL[rank]
-        rejected = ids.items_of(tuple(int(code) for code in codes if code >= 0))[0]
+        leaf = trie.leaf_of([int(code) for code in codes if code >= 0])
+        assert leaf is not None
+        rejected = int(trie.items_of_leaf(leaf)[0])
         rejected_ids = [*template.vocabulary.encode(codes), template.end_id]
         pairs.append(Preference(prompt_ids, chosen_ids, rejected_ids, target, rejected, rank))
     return pairs

@@ -9,20 +9,21 @@ from typing import Any, Literal
 import numpy as np
 
 from prompts.template import PromptTemplate
+from serve.decoding.recommender import Recommender
 from serve.evaluation.model_ranking import sample_cases
 from sid_builder.errors import InputError
-from sid_builder.interactions import Histories, Interactions
+from sid_builder.interactions import Histories
 
 
 def draw_train_cases(
-    interactions: Interactions, max_prompts: int, positions: Literal["all", "last"], seed: int
+    policy: Recommender, max_prompts: int, positions: Literal["all", "last"], seed: int
 ) -> Histories:
-    """At most `max_prompts` train cases in sequence order.
+    """At most `max_prompts` train cases in sequence order; targets are items on the shelf.
 
     "all" draws from every position, as SFT trained on; "last" from the newest train position of each
     sequence, the nearest there is to what valid and test ask.
     """
-    cases = interactions.histories("train")
+    cases = policy.index.reachable(policy.interactions.histories("train"))
     if len(cases) == 0:
         raise InputError(
             "interactions: train has no case with a history; RL needs sequences of two items or more"

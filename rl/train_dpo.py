@@ -72,7 +72,7 @@ def build_trainer(policy: Any, own: DPOArguments, args: Any) -> Any:
     from rl.preferences import build_preferences
     from rl.train_cases import draw_train_cases
 
-    cases = draw_train_cases(policy.interactions, own.max_prompts, own.positions, args.seed)
+    cases = draw_train_cases(policy, own.max_prompts, own.positions, args.seed)
     pairs = build_preferences(
         policy, cases, own.num_beams, own.num_negatives, only_hits=own.only_hits, seed=args.seed
     )

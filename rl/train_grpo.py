@@ -96,7 +96,7 @@ def build_trainer(policy: Any, own: GRPOArguments, args: Any) -> Any:
     from rl.train_cases import draw_train_cases, prompt_rows
 
     template, interactions = policy.template, policy.interactions
-    cases = draw_train_cases(interactions, own.max_prompts, own.positions, args.seed)
+    cases = draw_train_cases(policy, own.max_prompts, own.positions, args.seed)
     rows = prompt_rows(cases, template)
     # Evaluation leaves a user's history out of the list when the data has no repeats; so does the rollout.
     exclude_history = not interactions.has_repeats

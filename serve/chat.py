@@ -14,8 +14,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, get_origin, get_type_hints
 
-import numpy as np
-
 from prompts.opening import open_template
 from prompts.template import PromptTemplate
 from sid_builder.cli import parse, run
@@ -139,7 +137,7 @@ def read_choice(template: PromptTemplate, choice: Any) -> tuple[tuple[int, ...],
     """Codes of one answer and the sum of its SID tokens' reported log-probs."""
     text = choice.message.content or ""
     codes = template.index.semantic_ids.parse(text)
-    if codes is None or not template.index.semantic_ids.items_of(codes):
+    if codes is None or template.index.trie.leaf_of(codes) is None:
         raise InputError(
             f"endpoint: answered {text!r}, which is no item here; serve this very --model directory"
         )
@@ -151,10 +149,9 @@ def rank_items(template: PromptTemplate, scores: dict[tuple[int, ...], float]) -
     trie, catalog, ids = template.index.trie, template.index.catalog, template.index.semantic_ids
     ranked: list[Recommendation] = []
     for codes, score in sorted(scores.items(), key=lambda entry: (-entry[1], entry[0])):
-        node = trie.node_of(codes)
-        assert node is not None
-        low, _ = trie.leaf_ranges(np.array([node]), len(codes))
-        for item in trie.items_of_leaf(int(low[0])):
+        leaf = trie.leaf_of(codes)
+        assert leaf is not None
+        for item in trie.items_of_leaf(leaf):
             row = (catalog.item_ids[item], catalog.titles[item], ids.spell(int(item)))
             ranked.append(Recommendation(len(ranked) + 1, int(item), *row, score))
     return ranked

@@ -159,7 +159,7 @@ def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
         **report.summarise(rows, histories.targets_C, interactions.train_counts(num_items), arguments.seed),
         "split": arguments.split,
         "exclude_history": exclude,
-        "num_items": num_items,
+        "num_items": index.trie.num_live,
         "config": to_json(arguments),
         "code": code_version(),
         "seeds": {"sample_and_bootstrap": arguments.seed},

@@ -14,17 +14,21 @@ import torch
 
 from prompts.branches import IGNORE, Branch, BranchBatch
 from prompts.template import PromptTemplate, Rendered
-from sid_builder.interactions import Interactions
+from sid_builder.interactions import Histories, Interactions
 from sid_builder.sid_index import SidIndex
 
 
 @dataclass(frozen=True)
 class TaskContext:
-    """What a task may read. Tasks learn from train alone: `interactions.histories("train")`."""
+    """What a task may read. Tasks learn from `train_cases` alone."""
 
     index: SidIndex
     interactions: Interactions
     template: PromptTemplate
+
+    def train_cases(self) -> Histories:
+        """Train's cases whose target is on the shelf: a removed item is no answer, only part of histories."""
+        return self.index.reachable(self.interactions.histories("train"))
 
 
 @dataclass(frozen=True)

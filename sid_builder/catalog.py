@@ -6,6 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -22,6 +23,7 @@ SCHEMA = pa.schema(
         pa.field("domain", pa.string(), nullable=False),
     ]
 )
+ROWS_A_CHUNK = 16_384
 
 
 @dataclass(frozen=True)
@@ -36,20 +38,30 @@ class Catalog:
 
     @staticmethod
     def from_rows(rows: Sequence[dict[str, Any]], where: Iterable[str] | None = None) -> "Catalog":
-        """Build from dicts with `item_id` and any of title, description, brand, categories, price, domain.
+        """`from_stream` for rows in a list.
 
         Args:
             where: one label per row (such as "items.jsonl:17") used in error messages.
-
-        Raises:
-            InputError: on an empty list, a missing or repeated item_id, or a field of the wrong type.
         """
         labels = list(where) if where is not None else [f"item row {i}" for i in range(len(rows))]
-        if not rows:
-            raise InputError("catalogue: it has no items; check the items file")
+        return Catalog.from_stream(zip(labels, rows, strict=True))
+
+    @staticmethod
+    def from_stream(rows: Iterable[tuple[str, dict[str, Any]]], further: Sequence[str] = ()) -> "Catalog":
+        """Build from dicts with `item_id` and any of title, description, brand, categories, price, domain.
+
+        Args:
+            rows: (label for error messages, item); columns are kept, not the dicts.
+            further: keys kept as columns of text beside ours; an item without the key has null.
+
+        Raises:
+            InputError: on no rows, a missing or repeated item_id, or a field of the wrong type.
+        """
+        schema = pa.schema([*SCHEMA, *(pa.field(name, pa.string()) for name in further)])
         first_row: dict[str, str] = {}
-        columns: dict[str, list] = {name: [] for name in SCHEMA.names}
-        for row, label in zip(rows, labels, strict=True):
+        columns: dict[str, list] = {name: [] for name in schema.names}
+        tables: list[pa.Table] = []
+        for label, row in rows:
             item_id = _text_id(row.get("item_id"), label)
             if item_id in first_row:
                 raise InputError(
@@ -64,6 +76,41 @@ class Catalog:
             categories = [categories] if isinstance(categories, str) and categories else categories or []
             columns["categories"].append([_text(entry, f"{label}: categories") for entry in categories])
             columns["price"].append(_price(row.get("price"), label))
+            for name in further:
+                value = row.get(name)
+                columns[name].append(None if value is None else _text(value, f"{label}: {name}"))
+            if len(first_row) % ROWS_A_CHUNK == 0:
+                tables.append(pa.table(columns, schema=schema))
+                columns = {name: [] for name in schema.names}
+        if not first_row:
+            raise InputError("catalogue: it has no items; check the items file")
+        return Catalog(pa.concat_tables([*tables, pa.table(columns, schema=schema)]))
+
+    def select(self, rows_N: np.ndarray, item_ids: pa.Array) -> "Catalog":
+        """The catalogue of these rows, then of items with an id and nothing else.
+
+        Args:
+            rows_N: ascending row numbers; -1, at the end only, is an item this catalogue does not have.
+            item_ids: the id of each, string [N].
+        """
+        known = rows_N[rows_N >= 0]
+        assert (np.diff(known) > 0).all() and (rows_N[: len(known)] >= 0).all()
+        mask = np.zeros(self.num_items, dtype=bool)
+        mask[known] = True
+        # filter, not take: take would first join the chunks of each column, and texts beyond 2 GB do not fit.
+        table = self.table.filter(pa.array(mask))
+        bare = Catalog.bare(item_ids[len(known) :]).table
+        return Catalog(pa.concat_tables([table, bare], promote_options="default"))
+
+    @staticmethod
+    def bare(item_ids: pa.Array) -> "Catalog":
+        """A catalogue that knows no more of its items than their ids."""
+        columns: dict[str, Any] = {name: [""] * len(item_ids) for name in SCHEMA.names}
+        columns |= {
+            "item_id": item_ids,
+            "categories": [[]] * len(item_ids),
+            "price": [None] * len(item_ids),
+        }
         return Catalog(pa.table(columns, schema=SCHEMA))
 
     @property

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sid_builder.errors import InputError
+from sid_builder.splits import SplitOptions
 
 Split = Literal["train", "valid", "test"]
 SPLITS: tuple[Split, ...] = ("train", "valid", "test")
@@ -81,25 +82,41 @@ class Interactions:
         return len(self.items_I)
 
     @staticmethod
+    def from_csr(
+        users: pa.Array,
+        indptr_S1: np.ndarray,
+        items_I: np.ndarray,
+        timestamps_I: np.ndarray | None = None,
+        features_I: Mapping[str, np.ndarray] | None = None,
+        options: SplitOptions | None = None,
+    ) -> "Interactions":
+        """Split sequences (each oldest first) as `options` say, leave-one-out by default.
+
+        Raises:
+            InputError: if there are no interactions, or no timestamps for a split in time.
+        """
+        if len(items_I) == 0:
+            raise InputError("interactions: there are none; check the sequences file")
+        return Interactions(
+            users=users,
+            indptr_S1=indptr_S1,
+            items_I=items_I,
+            timestamps_I=timestamps_I,
+            features_I=features_I or {},
+            **(options or SplitOptions()).bounds(indptr_S1, timestamps_I),
+        )
+
+    @staticmethod
     def leave_one_out(
         users: list[str], sequences: list[np.ndarray], timestamps: list[np.ndarray] | None = None
-    ):
-        """Of s_1..s_n, n >= 3, train is s_1..s_{n-2}, valid asks s_{n-1}, test s_n; shorter: train."""
+    ) -> "Interactions":
+        """`from_csr` for sequences in a list: what generated data and small tests have at hand."""
         lengths = np.array([len(sequence) for sequence in sequences], dtype=np.int64)
-        if len(lengths) == 0 or lengths.sum() == 0:
-            raise InputError("interactions: there are none; check the sequences file")
-        split = lengths >= 3
-        return Interactions(
-            users=pa.array(users, pa.string()),
-            indptr_S1=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-            items_I=np.concatenate(sequences).astype(np.int32),
-            train_lo_S=np.zeros_like(lengths),
-            train_hi_S=np.where(split, lengths - 2, lengths),
-            valid_lo_S=np.where(split, lengths - 2, lengths),
-            valid_hi_S=np.where(split, lengths - 1, lengths),
-            test_lo_S=np.where(split, lengths - 1, lengths),
-            test_hi_S=lengths,
-            timestamps_I=np.concatenate(timestamps).astype(np.int64) if timestamps is not None else None,
+        return Interactions.from_csr(
+            pa.array(users, pa.string()),
+            np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+            np.concatenate([np.empty(0, np.int32), *sequences]).astype(np.int32),
+            np.concatenate(timestamps).astype(np.int64) if timestamps is not None else None,
         )
 
     def histories(self, split: Split) -> Histories:
@@ -151,8 +168,8 @@ class Interactions:
         """Whether any sequence holds an item twice; decides whether evaluation excludes the history."""
         rows = np.repeat(np.arange(self.num_sequences, dtype=np.int64), np.diff(self.indptr_S1))
         known = self.items_I >= 0
-        pairs = rows[known] << 32 | self.items_I[known].astype(np.int64)
-        return len(np.unique(pairs)) < len(pairs)
+        pairs = np.sort(rows[known] << 32 | self.items_I[known].astype(np.int64))
+        return bool((pairs[1:] == pairs[:-1]).any())
 
     def check(self, num_items: int) -> None:
         """InputError for an index outside the catalogue (-1, unknown, is fine as a valid or test target)."""

@@ -40,22 +40,26 @@ def item_texts(catalog: Catalog, template: str) -> list[str]:
             raise InputError(
                 f"text_template: {name!r} is no catalogue column; use {catalog.table.column_names}"
             )
-    columns = [catalog.table.column(name).to_pylist() for name in names]
-    parts = [(match.group(1), match.group(2)) for match in _PART.finditer(template)]
-    texts = []
-    for values in zip(*columns, strict=True):
-        spelled = dict(zip(names, map(_flat, values), strict=True))
-        pieces = []
-        for optional, plain in parts:
-            part = plain if optional is None else optional
-            fields = {name: spelled[name] for name in _FIELD.findall(part)}
-            if optional is None or all(fields.values()):
-                pieces.append(_FIELD.sub(lambda match, fields=fields: fields[match.group(1)], part))
-        texts.append("".join(pieces).lstrip(" .,;:|-").rstrip())
+    texts: list[str] = []
+    # in batches: Python objects of every column of a large catalogue would take many times its memory
+    for batch in catalog.table.select(names).to_batches(max_chunksize=1 << 16):
+        columns = [batch.column(name).to_pylist() for name in names]
+        for values in zip(*columns, strict=True):
+            texts.append(_render(template, dict(zip(names, map(_flat, values), strict=True))))
     return texts
+
+
+def _render(template: str, spelled: dict[str, str]) -> str:
+    pieces = []
+    for match in _PART.finditer(template):
+        optional, plain = match.groups()
+        part = plain if optional is None else optional
+        if optional is None or all(spelled[name] for name in _FIELD.findall(part)):
+            pieces.append(_FIELD.sub(lambda field: spelled[field.group(1)], part))
+    return "".join(pieces).lstrip(" .,;:|-").rstrip()
 
 
 def _flat(value: Any) -> str:
     if value is None:
         return ""
-    return ", ".join(value) if isinstance(value, list) else str(value)
+    return ", ".join(filter(None, map(_flat, value))) if isinstance(value, list) else str(value)

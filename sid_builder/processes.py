@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass
+from datetime import timedelta
 
 
 @dataclass(frozen=True)
@@ -23,10 +24,14 @@ class Processes:
     def wait(self) -> None:
         """Until every process is here; nothing happens with one."""
         if self.world_size > 1:
-            # Imported here: accelerate loads torch, and a single process needs neither.
+            # Imported here: they take seconds, and a single process needs neither.
+            import torch
             from accelerate import PartialState
 
-            PartialState().wait_for_everyone()
+            # Without `cpu` accelerate 1.15 takes torchrun's processes on a machine without a GPU for single
+            # ones and waits for nobody. A process may have hours of work that the others wait for.
+            cpu = not torch.cuda.is_available()
+            PartialState(cpu=cpu, timeout=timedelta(days=1)).wait_for_everyone()
 
     def share_of(self, num_rows: int) -> tuple[int, int]:
         """Rows [low, high) of this process: contiguous parts whose sizes differ by one at most."""

@@ -8,9 +8,13 @@ filter over leaves is exact at every level.
 Variable-length SIDs: a row that ends early continues with the single child `END` down to the last level; it
 costs nothing.
 
-Legend: N items, L levels, M leaves (distinct SIDs), n_l nodes of level l (n_0 = 1, the root).
+Items taken off the shelf (`removed_N`) are not in the tree: no decoder can reach them.
+
+Legend: N items of the catalogue, V of them in the tree, L levels, M leaves (distinct SIDs), n_l nodes of
+level l (n_0 = 1, the root).
 """
 
+import dataclasses
 import json
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
+from sid_builder.artifact import write_json
 from sid_builder.errors import InputError
 
 END = 0xFFFF
@@ -31,28 +36,41 @@ class SidTrie:
         tok: per level uint16 [n_{l+1}], codes of the children, ascending within a node (`END` for a finished
             SID).
         indptr: per level uint32 [n_l + 1].
-        leaf_items_N: int32, items in leaf order; within a leaf the most frequent in train first, then
+        leaf_items_V: int32, items in leaf order; within a leaf the most frequent in train first, then
             item_index.
-        extra_X: int32 [N - M], sorted: a leaf of m items stands here m - 1 times, so its items start at
+        extra_X: int32 [V - M], sorted: a leaf of m items stands here m - 1 times, so its items start at
             `leaf + searchsorted(extra_X, leaf)`. Costs 4 bytes per collided item instead of 4 per leaf.
+        num_items: N, removed items included.
     """
 
     tok: tuple[np.ndarray, ...]
     indptr: tuple[np.ndarray, ...]
-    leaf_items_N: np.ndarray
+    leaf_items_V: np.ndarray
     extra_X: np.ndarray
+    num_items: int
 
     @staticmethod
-    def build(codes_NL: np.ndarray, train_counts_N: np.ndarray | None = None) -> "SidTrie":
+    def build(
+        codes_NL: np.ndarray,
+        train_counts_N: np.ndarray | None = None,
+        removed_N: np.ndarray | None = None,
+    ) -> "SidTrie":
         """Build from int32 codes [N, L] (-1 pads the end of short rows).
 
         Args:
             train_counts_N: orders the items of a collided SID, most frequent first; item_index decides ties.
+            removed_N: bool; items left out.
 
         Raises:
             InputError: if there are no items, or one SID is a prefix of another (decoding could not tell them
                 apart).
         """
+        if removed_N is not None and removed_N.any():
+            live_V = np.flatnonzero(~removed_N)
+            counts_V = None if train_counts_N is None else train_counts_N[live_V]
+            trie = SidTrie.build(codes_NL[live_V], counts_V)
+            items_V = live_V[trie.leaf_items_V].astype(np.int32)
+            return dataclasses.replace(trie, leaf_items_V=items_V, num_items=len(codes_NL))
         num_items, depth = codes_NL.shape
         if num_items == 0:
             raise InputError("codes: no items; a trie needs at least one")
@@ -74,7 +92,7 @@ class SidTrie:
         for level in range(1, depth):
             _check_prefix_free(tok[level], indptr[level], level)
         extra = (np.cumsum(new) - 1)[~new].astype(np.int32)
-        return SidTrie(tuple(tok), tuple(indptr), order.astype(np.int32), extra)
+        return SidTrie(tuple(tok), tuple(indptr), order.astype(np.int32), extra, num_items)
 
     @property
     def depth(self) -> int:
@@ -85,8 +103,9 @@ class SidTrie:
         return len(self.tok[-1])
 
     @property
-    def num_items(self) -> int:
-        return len(self.leaf_items_N)
+    def num_live(self) -> int:
+        """V, the items that are in the tree."""
+        return len(self.leaf_items_V)
 
     @property
     def nbytes(self) -> int:
@@ -95,7 +114,7 @@ class SidTrie:
 
     @property
     def nbytes_with_items(self) -> int:
-        return self.nbytes + self.leaf_items_N.nbytes + self.extra_X.nbytes
+        return self.nbytes + self.leaf_items_V.nbytes + self.extra_X.nbytes
 
     def leaf_ranges(self, nodes: np.ndarray, level: int) -> tuple[np.ndarray, np.ndarray]:
         """Leaves [low, high) below nodes of `level` (0: the root, L: the leaves); int64 arrays."""
@@ -122,11 +141,21 @@ class SidTrie:
             node = int(children[slot])
         return node
 
+    def leaf_of(self, codes: list[int] | tuple[int, ...]) -> int | None:
+        """Leaf of the SID that is exactly `codes`, or None if it is no item's."""
+        node = self.node_of(codes)
+        for level in range(len(codes), self.depth):
+            if node is None:
+                break
+            row, children = self.children(node, level)
+            node = int(children[0]) if row[0] == END else None
+        return node
+
     def items_of_leaf(self, leaf: int) -> np.ndarray:
         """Item indices of a leaf, most frequent in train first."""
         first = leaf + int(np.searchsorted(self.extra_X, leaf))
         last = leaf + 1 + int(np.searchsorted(self.extra_X, leaf, side="right"))
-        return self.leaf_items_N[first:last]
+        return self.leaf_items_V[first:last]
 
     @cached_property
     def leaf_size_M(self) -> np.ndarray:
@@ -135,9 +164,9 @@ class SidTrie:
 
     @cached_property
     def leaf_of_item_N(self) -> np.ndarray:
-        """Leaf id of every item, int32."""
-        leaf = np.empty(self.num_items, dtype=np.int32)
-        leaf[self.leaf_items_N] = np.repeat(np.arange(self.num_leaves, dtype=np.int32), self.leaf_size_M)
+        """Leaf id of every item, int32; -1 for a removed one."""
+        leaf = np.full(self.num_items, -1, dtype=np.int32)
+        leaf[self.leaf_items_V] = np.repeat(np.arange(self.num_leaves, dtype=np.int32), self.leaf_size_M)
         return leaf
 
     @cached_property
@@ -157,23 +186,26 @@ class SidTrie:
         for level in range(self.depth):
             np.save(directory / f"tok_{level}.npy", self.tok[level])
             np.save(directory / f"indptr_{level}.npy", self.indptr[level])
-        np.save(directory / "leaf_items.npy", self.leaf_items_N)
+        np.save(directory / "leaf_items.npy", self.leaf_items_V)
         np.save(directory / "extra.npy", self.extra_X)
-        (directory / "trie.json").write_text(json.dumps({"depth": self.depth}) + "\n")
+        write_json(directory / "trie.json", {"depth": self.depth, "num_items": self.num_items})
 
     @staticmethod
     def load(directory: Path) -> "SidTrie":
         """Open memory-mapped: instantaneous, pages shared by processes."""
-        depth = json.loads((directory / "trie.json").read_text())["depth"]
+        shape = json.loads((directory / "trie.json").read_text(encoding="utf-8"))
+        levels = range(shape["depth"])
 
         def mapped(name: str) -> np.ndarray:
             return np.load(directory / name, mmap_mode="r", allow_pickle=False)
 
+        leaf_items_V = mapped("leaf_items.npy")
         return SidTrie(
-            tok=tuple(mapped(f"tok_{level}.npy") for level in range(depth)),
-            indptr=tuple(mapped(f"indptr_{level}.npy") for level in range(depth)),
-            leaf_items_N=mapped("leaf_items.npy"),
+            tok=tuple(mapped(f"tok_{level}.npy") for level in levels),
+            indptr=tuple(mapped(f"indptr_{level}.npy") for level in levels),
+            leaf_items_V=leaf_items_V,
             extra_X=mapped("extra.npy"),
+            num_items=shape.get("num_items", len(leaf_items_V)),  # format 1 knew no removed items
         )
 
 

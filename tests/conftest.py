@@ -26,3 +26,9 @@ def small_index() -> SidIndex:
 @pytest.fixture(scope="session")
 def recommender(small_index):
     return make_recommender(small_index)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_of_this_run(tmp_path_factory):
+    """Vectors of tests stay out of the user's cache, and those of earlier runs out of the tests."""
+    os.environ["SIDEREAL_CACHE"] = str(tmp_path_factory.mktemp("cache"))

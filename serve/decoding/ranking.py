@@ -45,7 +45,7 @@ class Ranking:
         sizes = trie.leaf_size_M[leaves_B]
         offsets = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
         first = leaves_B + np.searchsorted(trie.extra_X, leaves_B)
-        items = trie.leaf_items_N[np.repeat(first, sizes) + offsets].astype(np.int64)
+        items = trie.leaf_items_V[np.repeat(first, sizes) + offsets].astype(np.int64)
         scores = np.repeat(scores_B, sizes)
         if item_filter is not None:
             kept = item_filter.keeps(items)

@@ -44,7 +44,7 @@ def decode(
         score: "full": log-probs over the whole vocabulary; "trie": renormalised over each step's legal
             tokens; "sid": over SID tokens only, which skips the rest of the head.
         constraint: "none" searches the free vocabulary for as many steps as the SIDs are deep (no filters),
-            to measure what the trie buys.
+            to measure what the trie buys; a beam that has spelt a short SID waits with its score.
 
     Returns:
         One `Ranking` per prompt with k beams, or all there are if fewer are legal.
@@ -174,34 +174,47 @@ class _TreeBeam:
         batch = batch.last_rows()
         scores_BK = torch.zeros(num_requests, 1, device=trie.device)
         paths_BKl = torch.empty(num_requests, 1, 0, dtype=torch.long, device=trie.device)
+        ended_BK = torch.zeros(num_requests, 1, dtype=torch.bool, device=trie.device)
         for level in range(trie.depth):
             logprobs = self.head(hidden_BQH).float().log_softmax(dim=-1)
             vocabulary = logprobs.shape[-1]
             # The best B of a request lie among the best B of each beam.
             best = logprobs.topk(min(self.num_beams, vocabulary), dim=-1)
-            totals = (scores_BK[:, :, None] + best.values).flatten(1)
+            wait_B = torch.full_like(best.values[0, 0], -torch.inf)
+            wait_B[0] = 0.0
+            steps = torch.where(ended_BK[:, :, None], wait_B, best.values)
+            totals = (scores_BK[:, :, None] + steps).flatten(1)
             scores_BK, chosen = totals.topk(min(self.num_beams, totals.shape[1]), dim=1)
             parent_BK = chosen // best.indices.shape[2]
             token_BK = torch.gather(best.indices.flatten(1), 1, chosen)
+            token_BK = token_BK.masked_fill(torch.gather(ended_BK, 1, parent_BK), -1)
             gathered = torch.gather(paths_BKl, 1, parent_BK[:, :, None].expand(-1, -1, level))
             paths_BKl = torch.cat([gathered, token_BK[:, :, None]], dim=2)
             if level + 1 < trie.depth:
-                batch = batch.grow(parent_BK, token_BK)
+                ended = [
+                    [self._leaf_of(path)[1] is not None for path in paths] for paths in paths_BKl.tolist()
+                ]
+                ended_BK = torch.tensor(ended, device=trie.device)
+                batch = batch.grow(parent_BK, token_BK.clamp(min=0))
                 hidden_BQH = self._forward(batch, cache)
         return [
             self._free_ranking(paths, scores)
             for paths, scores in zip(paths_BKl.tolist(), scores_BK.cpu().numpy(), strict=True)
         ]
 
+    def _leaf_of(self, path: list[int]) -> tuple[tuple[int, ...], int | None]:
+        """Codes and leaf of token ids (-1: the beam waited) that are exactly one SID; else a leaf of None."""
+        codes = self.trie.vocabulary.decode([token for token in path if token >= 0])
+        return (codes, self.trie.trie.leaf_of(codes)) if codes is not None else ((), None)
+
     def _free_ranking(self, paths: list[list[int]], scores_B: np.ndarray) -> Ranking:
         sid_trie, depth = self.trie.trie, self.trie.depth
         codes_BL = np.full((len(paths), depth), -1, dtype=np.int32)
         leaves = np.full(len(paths), -1, dtype=np.int64)
         for beam, path in enumerate(paths):
-            codes = self.trie.vocabulary.decode(path)
-            node = sid_trie.node_of(codes) if codes is not None else None
-            if codes is not None and node is not None:
-                codes_BL[beam], leaves[beam] = codes, node
+            codes, leaf = self._leaf_of(path)
+            if leaf is not None:
+                codes_BL[beam, : len(codes)], leaves[beam] = codes, leaf
         legal = leaves >= 0
         listed = Ranking.from_leaves(sid_trie, leaves[legal], scores_B[legal])
         return Ranking(listed.items_K, listed.scores_K, codes_BL, scores_B.astype(np.float32), legal)

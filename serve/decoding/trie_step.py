@@ -88,7 +88,8 @@ class LeafFilters:
         self.active = bool(len(self.excluded)) or any(has_allow)
 
     def _leaves(self, items: np.ndarray) -> np.ndarray:
-        return self.trie.trie.leaf_of_item_N[items].astype(np.int64)
+        leaves = self.trie.trie.leaf_of_item_N[items].astype(np.int64)
+        return leaves[leaves >= 0]  # a history may name items that were removed since
 
     def _keys(self, parts: list[np.ndarray]) -> torch.Tensor:
         joined = np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)

@@ -81,7 +81,7 @@ def one_hop(interactions: Interactions, num_items: int) -> ScoreBatch:
 
 
 def rank_floor(score: ScoreBatch, histories: Histories, trie: SidTrie, exclude_history: bool) -> RankedCases:
-    """Exact ranks over the full catalogue, ties by item_index.
+    """Exact ranks over the full catalogue, ties by item_index; removed items are never listed.
 
     An SID ranks where its best item does. With `exclude_history` the items of the whole given history are
     left out.
@@ -90,18 +90,21 @@ def rank_floor(score: ScoreBatch, histories: Histories, trie: SidTrie, exclude_h
     num_items = trie.num_items
     item_rank_C, sid_rank_C = (np.zeros(len(histories), dtype=np.int32) for _ in range(2))
     covered_N = np.zeros(num_items, dtype=bool)
+    removed = np.flatnonzero(trie.leaf_of_item_N < 0)
     step = max(1, _BATCH_FLOATS // num_items)
     for first in range(0, len(histories), step):
         cases = np.arange(first, min(first + step, len(histories)))
         batch = histories.take(cases)
         scores_bN = score(batch)
+        scores_bN[:, removed] = -np.inf
         if exclude_history:
             scores_bN[_given_items(batch)] = -np.inf
         targets = batch.targets_C.astype(np.int64)
         item_rank_C[cases] = _item_ranks(scores_bN, targets)
         sid_rank_C[cases] = _sid_ranks(scores_bN, targets, trie, item_rank_C[cases])
         covered_N |= _in_top(scores_bN, COVERAGE_CUTOFF)
-    return RankedCases(item_rank_C, sid_rank_C, covered_N, seconds=time.monotonic() - started)
+    seconds = time.monotonic() - started
+    return RankedCases(item_rank_C, sid_rank_C, covered_N, seconds=seconds, num_removed=len(removed))
 
 
 def _given_items(batch: Histories) -> tuple[np.ndarray, np.ndarray]:
@@ -126,9 +129,10 @@ def _sid_ranks(
     scores_bN: np.ndarray, targets_b: np.ndarray, trie: SidTrie, item_ranks_b: np.ndarray
 ) -> np.ndarray:
     """Rank of the target's SID among distinct SIDs, each placed by its best item (score, item_index)."""
-    if trie.num_leaves == trie.num_items:
+    if trie.num_leaves == trie.num_live:
         return item_ranks_b
     order = np.lexsort((np.arange(trie.num_items), trie.leaf_of_item_N))  # leaf by leaf, item_index ascending
+    order = order[trie.num_items - trie.num_live :]  # removed items, of leaf -1, come first
     starts = np.searchsorted(trie.leaf_of_item_N[order], np.arange(trie.num_leaves))
     by_leaf = scores_bN[:, order]
     best_bM = np.maximum.reduceat(by_leaf, starts, axis=1)
@@ -138,7 +142,7 @@ def _sid_ranks(
     leaf = trie.leaf_of_item_N[np.maximum(targets_b, 0)]
     own, own_first = best_bM[rows, leaf][:, None], first_bM[rows, leaf][:, None]
     rank = 1 + (best_bM > own).sum(axis=1) + ((best_bM == own) & (first_bM < own_first)).sum(axis=1)
-    return np.where((targets_b >= 0) & (own[:, 0] > -np.inf), rank, 0)
+    return np.where((targets_b >= 0) & (leaf >= 0) & (own[:, 0] > -np.inf), rank, 0)
 
 
 def _in_top(scores_bN: np.ndarray, cutoff: int) -> np.ndarray:

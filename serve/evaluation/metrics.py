@@ -24,6 +24,7 @@ class RankedCases:
         covered_N: bool; items that appear in any top 10.
         num_beams, invalid_beams, duplicate_beams: totals over all cases; zero for systems without a beam.
         seconds: time spent ranking.
+        num_removed: items that are off the shelf, which nothing can cover.
     """
 
     item_rank_C: np.ndarray
@@ -33,11 +34,12 @@ class RankedCases:
     invalid_beams: int = 0
     duplicate_beams: int = 0
     seconds: float = 0.0
+    num_removed: int = 0
 
     @property
     def coverage(self) -> float:
-        """Share of the catalogue in any top 10."""
-        return float(self.covered_N.mean())
+        """Share of the items on the shelf in any top 10."""
+        return float(self.covered_N.sum() / (len(self.covered_N) - self.num_removed))
 
     @property
     def invalid_rate(self) -> float:

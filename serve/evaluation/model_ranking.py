@@ -90,7 +90,8 @@ def rank_targets(
         recommender.model.train(was_training)
     seconds = time.monotonic() - started
     beams, invalid, duplicate = totals.tolist()
-    return RankedCases(item_rank_C, sid_rank_C, covered_N, beams, invalid, duplicate, seconds)
+    removed = trie.num_items - trie.num_live
+    return RankedCases(item_rank_C, sid_rank_C, covered_N, beams, invalid, duplicate, seconds, removed)
 
 
 def evaluate_model(recommender: Recommender, histories: Histories, **options: object) -> dict[str, float]:

@@ -15,10 +15,13 @@ _TEMPLATE = "{title}[. {brand}][. {categories}]"
 
 
 def examples(context: TaskContext, rng: np.random.Generator) -> Iterator[TaskExample]:
-    """One row per item: one to five words of its title, brand and categories, in their order or shuffled."""
+    """One row per item on the shelf: one to five words of its title, brand and categories, in their order or
+    shuffled.
+    """
+    live_N = context.index.live_N
     for item, text in enumerate(item_texts(context.index.catalog, _TEMPLATE)):
         words = list(dict.fromkeys(_WORD.findall(text)))
-        if not words:
+        if not words or not live_N[item]:
             continue
         size = int(rng.integers(1, min(_MOST_WORDS, len(words)) + 1))
         chosen = rng.choice(len(words), size=size, replace=False)

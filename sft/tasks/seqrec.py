@@ -18,7 +18,7 @@ def examples(context: TaskContext, rng: np.random.Generator) -> Iterator[TaskExa
     """Rows in sequence order; `rng` is not used (one wording, the one evaluation asks with)."""
     template = context.template
     before, between, after = template.seqrec_pieces()
-    histories = context.interactions.histories("train")
+    histories = context.train_cases()
     starts = np.flatnonzero(np.diff(histories.sequence_C, prepend=-1))
     ends = np.append(starts, len(histories))[1:]
     for first, last in zip(starts, ends, strict=True):

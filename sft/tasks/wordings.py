@@ -14,7 +14,7 @@ def draw(context: TaskContext, task: str, rng: np.random.Generator) -> int:
 
 def over_cases(context: TaskContext, task: str, rng: np.random.Generator) -> Iterator[TaskExample]:
     """One row per train case: its history asked in a drawn wording, its target as the answer."""
-    histories = context.interactions.histories("train")
+    histories = context.train_cases()
     for case in range(len(histories)):
         target = int(histories.targets_C[case])
         wording = draw(context, task, rng)
@@ -23,8 +23,9 @@ def over_cases(context: TaskContext, task: str, rng: np.random.Generator) -> Ite
 
 
 def over_titles(context: TaskContext, task: str, rng: np.random.Generator) -> Iterator[TaskExample]:
-    """One row per item that has a title, in a drawn wording."""
+    """One row per item on the shelf that has a title, in a drawn wording."""
+    live_N = context.index.live_N
     for item, title in enumerate(context.index.catalog.titles):
-        if title:
+        if title and live_N[item]:
             rendered = context.template.render(task, item, wording=draw(context, task, rng))
             yield TaskExample.of(task, rendered, item)

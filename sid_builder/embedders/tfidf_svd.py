@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from sid_builder.embedders import ItemData
+from sid_builder.embedders import ItemData, check_positive
 from sid_builder.errors import InputError
 
 
@@ -23,6 +23,7 @@ class TfidfSvd:
     """Fitted on the texts it encodes; deterministic by seed."""
 
     def __init__(self, config: TfidfSvdConfig, seed: int = 0) -> None:
+        check_positive(dim=config.dim, max_ngram=config.max_ngram, min_items=config.min_items)
         self.config = config
         self.seed = seed
 

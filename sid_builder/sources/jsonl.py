@@ -1,13 +1,11 @@
-"""Two JSON-lines files: items and users' sequences, split leave-one-out.
+"""Two JSON-lines files, plain or gzip: items and users' sequences.
 
 items.jsonl, one item a line: `item_id` (text or whole number) and any of `title`, `description`, `brand`,
 `categories` (text or list), `price`; further keys with plain values become columns of the catalogue.
 sequences.jsonl, one sequence a line: `user`, `items` (oldest first) and, on all lines or none, `timestamps`
-(seconds).
+(seconds), `ratings` and `prices` (numbers or null), each a list as long as `items`.
 """
 
-import json
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,21 +16,24 @@ import pyarrow as pa
 from sid_builder.catalog import SCHEMA, Catalog
 from sid_builder.errors import InputError
 from sid_builder.interactions import Interactions
-from sid_builder.sources import SourceData, read_text, standard_notes
+from sid_builder.sources import SourceData, standard_notes
+from sid_builder.sources.lines import BadLines, json_lines
+from sid_builder.splits import SplitOptions
 
-SEQUENCE_KEYS = ("user", "items", "timestamps")
+FEATURES = {"ratings": "rating", "prices": "price"}  # key of a line -> name of the feature
+SEQUENCE_KEYS = ("user", "items", "timestamps", *FEATURES)
 
 
-@dataclass(frozen=True)
-class JsonlArgs:
-    """Where the two files are and how their keys are called."""
+@dataclass(frozen=True, kw_only=True)
+class JsonlArgs(SplitOptions):
+    """Where the two files are, how their keys are called and how sequences are split."""
 
     path: str = field(metadata={"help": "Directory that holds both files."})
     items_file: str = field(
-        default="items.jsonl", metadata={"help": "File of items, one JSON object a line."}
+        default="items.jsonl", metadata={"help": "File of items, one JSON object a line, plain or gzip."}
     )
     sequences_file: str = field(
-        default="sequences.jsonl", metadata={"help": "File of sequences, one a line."}
+        default="sequences.jsonl", metadata={"help": "File of sequences, one a line, plain or gzip."}
     )
     rename: dict[str, str] = field(
         default_factory=dict,
@@ -47,6 +48,7 @@ def load(args: JsonlArgs) -> SourceData:
         InputError: naming file and line of the first malformed line, duplicate item or unknown item in a
         sequence.
     """
+    args.check()
     known = (*SCHEMA.names, *SEQUENCE_KEYS)
     for key in args.rename:
         if key not in known:
@@ -54,30 +56,12 @@ def load(args: JsonlArgs) -> SourceData:
     directory = Path(args.path)
     files = {"items": directory / args.items_file, "sequences": directory / args.sequences_file}
     catalog, skipped_keys = _read_items(files["items"], args.rename)
-    interactions = _read_sequences(files["sequences"], args.rename, catalog)
+    interactions = _read_sequences(files["sequences"], args, catalog)
     notes = standard_notes(catalog, interactions) | {
-        "split": "leave-one-out",
+        "split": args.split_name,
         "item_keys_not_kept": skipped_keys,
     }
     return SourceData(catalog, interactions, files=files, notes=notes)
-
-
-def _json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(label "file:line", object) for every line that is not blank."""
-    # Not splitlines(): it also cuts at U+2028 and the like, which JSON strings may hold as they are.
-    for number, line in enumerate(read_text(path, "source_args.path").split("\n"), start=1):
-        if not line.strip():
-            continue
-        label = f"{path.name}:{number}"
-        try:
-            value = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise InputError(
-                f"{label}: {line[:60]!r} is not valid JSON ({error.msg}); repair the line"
-            ) from error
-        if not isinstance(value, dict):
-            raise InputError(f"{label}: holds a {type(value).__name__}; write one JSON object a line")
-        yield label, value
 
 
 def _renamed(row: dict[str, Any], rename: dict[str, str]) -> dict[str, Any]:
@@ -89,7 +73,7 @@ def _renamed(row: dict[str, Any], rename: dict[str, str]) -> dict[str, Any]:
 
 def _read_items(path: Path, rename: dict[str, str]) -> tuple[Catalog, list[str]]:
     labels, rows = [], []
-    for label, row in _json_lines(path):
+    for label, row in json_lines(path, BadLines()):
         labels.append(label)
         rows.append(_renamed(row, rename))
     catalog = Catalog.from_rows(rows, where=labels)
@@ -105,13 +89,13 @@ def _read_items(path: Path, rename: dict[str, str]) -> tuple[Catalog, list[str]]
     return Catalog(table), skipped
 
 
-def _read_sequences(path: Path, rename: dict[str, str], catalog: Catalog) -> Interactions:
+def _read_sequences(path: Path, args: JsonlArgs, catalog: Catalog) -> Interactions:
     index_of = {item_id: index for index, item_id in enumerate(catalog.item_ids)}
     users: list[str] = []
     sequences: list[np.ndarray] = []
-    timestamps: list[np.ndarray] = []
-    for label, raw in _json_lines(path):
-        row = _renamed(raw, rename)
+    columns: dict[str, list[np.ndarray]] = {}
+    for label, raw in json_lines(path, BadLines()):
+        row = _renamed(raw, args.rename)
         items, user = row.get("items"), row.get("user")
         if not isinstance(items, list) or not items:
             raise InputError(f"{label}: items is {items!r}; expected a list of at least one item_id")
@@ -128,18 +112,39 @@ def _read_sequences(path: Path, rename: dict[str, str], catalog: Catalog) -> Int
                 )
         users.append(str(user))
         sequences.append(np.array([index_of[str(item_id)] for item_id in items], dtype=np.int32))
-        if "timestamps" in row:
-            timestamps.append(_stamps(row["timestamps"], len(items), label))
-        if timestamps and len(timestamps) != len(sequences):
-            raise InputError(
-                f"{label}: timestamps are given on some lines only; give them on all lines or none"
-            )
-    return Interactions.leave_one_out(users, sequences, timestamps or None)
+        for key in ("timestamps", *FEATURES):
+            read = _stamps if key == "timestamps" else _numbers
+            if key in row:
+                columns.setdefault(key, []).append(read(row[key], key, len(items), label))
+            if key in columns and len(columns[key]) != len(sequences):
+                raise InputError(
+                    f"{label}: {key} are given on some lines only; give them on all lines or none"
+                )
+    lengths = np.array([len(sequence) for sequence in sequences], dtype=np.int64)
+    joined = {key: np.concatenate(parts) for key, parts in columns.items()}
+    return Interactions.from_csr(
+        pa.array(users, pa.string()),
+        np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        np.concatenate([np.empty(0, np.int32), *sequences]),
+        joined.pop("timestamps", None),
+        {FEATURES[key]: values for key, values in joined.items()},
+        args,
+    )
 
 
-def _stamps(value: Any, num_items: int, label: str) -> np.ndarray:
+def _numbers(value: Any, key: str, num_items: int, label: str) -> np.ndarray:
+    """float32, NaN for null."""
     if not isinstance(value, list) or len(value) != num_items:
-        raise InputError(f"{label}: timestamps do not match items; give one whole number of seconds per item")
+        raise InputError(f"{label}: {key} do not match items; give one number or null per item")
+    for number in value:
+        if number is not None and (type(number) not in (int, float) or not abs(number) < 1e30):
+            raise InputError(f"{label}: {number!r} in {key} is no number; give a number or null")
+    return np.array(value, dtype=np.float32)
+
+
+def _stamps(value: Any, key: str, num_items: int, label: str) -> np.ndarray:
+    if not isinstance(value, list) or len(value) != num_items:
+        raise InputError(f"{label}: {key} do not match items; give one whole number of seconds per item")
     for stamp in value:
         if isinstance(stamp, bool) or not isinstance(stamp, int):
             raise InputError(f"{label}: timestamp {stamp!r} is not a whole number of seconds")

@@ -29,7 +29,7 @@ def policy(model_dir) -> Recommender:
 
 
 def repeated_rows(policy, count=3, size=G):
-    rows = prompt_rows(draw_train_cases(policy.interactions, count, "all", seed=0), policy.template)
+    rows = prompt_rows(draw_train_cases(policy, count, "all", seed=0), policy.template)
     return [row for row in rows for _ in range(size)]
 
 
@@ -92,20 +92,20 @@ def test_groups_that_cannot_be_filled_are_refused(policy):
 
 
 def test_positions(policy):
-    every = draw_train_cases(policy.interactions, 10_000, "all", seed=0)
-    last = draw_train_cases(policy.interactions, 10_000, "last", seed=0)
+    every = draw_train_cases(policy, 10_000, "all", seed=0)
+    last = draw_train_cases(policy, 10_000, "last", seed=0)
     assert len(every) == 40 * 3  # 6 items: 4 in train, 3 of them with a history
     assert len(last) == 40
     assert (last.position_C == 3).all()
-    drawn = draw_train_cases(policy.interactions, 10, "all", seed=1)
-    again = draw_train_cases(policy.interactions, 10, "all", seed=1)
+    drawn = draw_train_cases(policy, 10, "all", seed=1)
+    again = draw_train_cases(policy, 10, "all", seed=1)
     assert (drawn.sequence_C == again.sequence_C).all()
     assert len(drawn) == 10
 
 
 def test_rows_never_hold_valid_or_test_targets(policy):
     interactions = policy.interactions
-    rows = prompt_rows(draw_train_cases(interactions, 10_000, "all", seed=0), policy.template)
+    rows = prompt_rows(draw_train_cases(policy, 10_000, "all", seed=0), policy.template)
     sequences = np.split(interactions.items_I, interactions.indptr_S1[1:-1])
     allowed = {(tuple(s[:p].tolist()), int(s[p])) for s in sequences for p in range(1, len(s) - 2)}
     assert {(tuple(row["history"]), row["target_item"]) for row in rows} == allowed

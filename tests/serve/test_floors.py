@@ -106,7 +106,9 @@ def load(source: str, folder: str):
     from sid_builder import SOURCES
     from sid_builder.sources import jsonl, minionerec
 
-    args = {"jsonl": jsonl.JsonlArgs, "minionerec": minionerec.MiniOneRecArgs}[source](str(DATA / folder))
+    args = {"jsonl": jsonl.JsonlArgs, "minionerec": minionerec.MiniOneRecArgs}[source](
+        path=str(DATA / folder)
+    )
     return resolve(SOURCES, source, "source")(args)
 
 

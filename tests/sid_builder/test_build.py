@@ -9,6 +9,7 @@ from sid_builder import build
 from sid_builder.artifact import open_artifact
 from sid_builder.errors import InputError
 from sid_builder.interactions import Interactions
+from sid_builder.quantizers.neural import checkpoint
 from sid_builder.quantizers.rq_kmeans import RQKMeans
 from sid_builder.sid_index import SidIndex
 
@@ -104,7 +105,7 @@ def test_jsonl_through_the_command(config, data_path, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"source": "shop"}, r"source: 'shop' is not known; use one of \['jsonl'"),
+        ({"source": "shop"}, r"source: 'shop' is not known; use one of \['amazon', .*'toy'\]"),
         ({"sorce": "toy"}, r"config: sorce: unknown key; did you mean 'source'\?"),
         ({"source_args": {"num_user": 3}}, r"source_args\.num_user: unknown key; did you mean 'num_users'\?"),
         ({"embedder_args": {"dim": "big"}}, r"embedder_args\.dim: 'big' is not of type int"),
@@ -118,19 +119,24 @@ def test_jsonl_through_the_command(config, data_path, tmp_path):
             "embedder: is not set, but quantizer 'rq_kmeans' needs one",
         ),
         ({"embedder": "my.absent:Thing"}, r"embedder: 'my\.absent:Thing' needs module"),
-        ({"repair": "pray"}, r"repair: 'pray' is not one of \['none', 'last_level_assign'\]"),
+        ({"repair": "pray"}, r"repair: 'pray' is not known; use one of \['append_token', 'knn_capacity'"),
         ({"text_template": "{name}"}, "text_template: 'name' is no catalogue column"),
         ({"token_pattern": "<{code}>"}, "token_pattern: '<{code}>' needs one {letter} and one {code}"),
-        ({"quantizer": "given"}, "quantizer: 'given' takes the SIDs as they are"),
+        (
+            {"quantizer": "given"},
+            r"quantizer_args: \{'codes_per_level': 32, .* have no effect on quantizer 'given'",
+        ),
         (
             {"quantizer": "given", "quantizer_args": {}, "repair": "none"},
             "source 'toy' brings no SIDs to take over",
         ),
-        ({"max_collision_rate": 2.0}, r"max_collision_rate: 2\.0 is outside 0\.\.1"),
         (
-            {"repair": "none", "max_collision_rate": 0.0},
-            r"max_collision_rate: 0\.\d+ of the SIDs collide, above 0\.0",
+            {"thresholds": {"max_collision_rate": 2.0}},
+            r"thresholds\.max_collision_rate: 2\.0 is outside 0\.\.1",
         ),
+        ({"thresholds": {"max_colisions": 0}}, r"thresholds\.max_colisions: unknown key; did you mean"),
+        ({"repair_args": {"spill": 1}}, r"repair_args\.spill: "),
+        ({"report": {"map": "umap"}}, r"report\.map: 'umap' is not one of"),
         ({"data_path": "somewhere"}, "data_path: somewhere has no effect on source 'toy'; drop it"),
         ({"source": "jsonl", "source_args": {}}, "data_path: is not set, but source 'jsonl' reads files"),
     ],
@@ -143,6 +149,50 @@ def test_bad_arguments_leave_nothing_behind(config, tmp_path, change, message):
         build.main(argv)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_missed_threshold_leaves_the_report_alone(config, tmp_path):
+    out = tmp_path / "out" / "sids"
+    limits = '{"max_collision_rate": 0.0, "min_level_1_perplexity": 0.1}'
+    with pytest.raises(
+        InputError,
+        match=r"thresholds\.max_collision_rate: 0\.\d+ is above 0; .*repair: last_level_assign \(see .*"
+        r"sids\.rejected/report\.html\)",
+    ):
+        build.main([*config(TOY), "--repair", "none", "--thresholds", limits])
+    rejected = out.with_name("sids.rejected")
+    assert not out.exists() and {path.name for path in rejected.iterdir()} == {"report.json", "report.html"}
+    checks = json.loads((rejected / "report.json").read_text())["thresholds"]
+    assert [check["passed"] for check in checks] == [False, True]
+    build.main([*config(TOY), "--thresholds", limits])
+    assert out.exists() and not rejected.exists()
+
+
+def test_an_interrupted_quantizer_goes_on_where_it_was(config, tmp_path, monkeypatch):
+    """The first run stops after a checkpoint; the second one ends with the codes of an undisturbed run."""
+    text = TOY.replace(
+        "quantizer_args: {levels: 3, codes_per_level: 32}",
+        "quantizer: rqvae\nquantizer_args: {levels: 2, codes_per_level: 16, steps: 60}",
+    )
+    whole = build.main([*config(text), "--output_dir", str(tmp_path / "whole" / "sids")])
+    keep, restore, resumed_at = checkpoint.keep, checkpoint.restore, []
+
+    def keep_and_stop(*args):
+        keep(*args)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint, "keep", keep_and_stop)
+    with pytest.raises(KeyboardInterrupt):
+        build.main(config(text))
+    assert not (tmp_path / "out" / "sids").exists()
+    monkeypatch.setattr(checkpoint, "keep", keep)
+    monkeypatch.setattr(
+        checkpoint, "restore", lambda *args: resumed_at.append(restore(*args)) or resumed_at[-1]
+    )
+    again = build.main(config(text))
+    assert len(resumed_at) == 1 and 0 < resumed_at[0] < 60
+    np.testing.assert_array_equal(again.semantic_ids.codes_NL, whole.semantic_ids.codes_NL)
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"sids"}
 
 
 def _append(path, line):

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from sid_builder import EMBEDDERS, cli
+from sid_builder import EMBEDDERS, cli, embedders
 from sid_builder.catalog import Catalog
-from sid_builder.embedders import ItemData, check_embeddings
+from sid_builder.embedders import ItemData, check_embeddings, embed_items
 from sid_builder.errors import InputError
 from sid_builder.interactions import Interactions
 from sid_builder.registry import options_class, resolve
@@ -110,3 +110,37 @@ def test_unusable_vectors_are_named():
         check_embeddings(np.ones((5, 3)), 5, "x")
     with pytest.raises(InputError, match=r"gave shape \(4, 3\) for 5 items"):
         check_embeddings(good_ND[:4], 5, "x")
+
+
+def test_checks_read_a_map_in_blocks(tmp_path, monkeypatch):
+    good_ND = np.random.default_rng(0).normal(size=(50, 3)).astype(np.float32)
+    np.save(tmp_path / "vectors.npy", good_ND)
+    mapped_ND = np.load(tmp_path / "vectors.npy", mmap_mode="r+")
+    monkeypatch.setattr(embedders, "BLOCK_BYTES", 7 * 12)
+    largest = max(len(block) for _, block in embedders.row_blocks(mapped_ND))
+    assert largest == 7
+    checked_ND = check_embeddings(mapped_ND, 50, "x")
+    assert isinstance(checked_ND, np.memmap) and np.shares_memory(checked_ND, mapped_ND)
+    mapped_ND[[30, 44], 1] = np.nan, np.inf
+    with pytest.raises(InputError, match="infinite values for 2 of 50 items, first for item_index 30"):
+        check_embeddings(mapped_ND, 50, "x")
+    mapped_ND[:] = 1
+    with pytest.raises(InputError, match="the same vector for all 50 items"):
+        check_embeddings(mapped_ND, 50, "x")
+    mapped_ND[49, 2] = 2  # one that differs is enough, in whatever block
+    check_embeddings(mapped_ND, 50, "x")
+
+
+def test_items_with_equal_texts_are_counted():
+    embeddings_ND, notes = embed_items(make("tfidf_svd", dim=3), items([*TEXTS, *TEXTS[:2]]), "tfidf_svd")
+    assert embeddings_ND.shape == (11, 3) and notes == {"dim": 3, "duplicate_vectors": 2}
+
+
+def test_a_single_item_has_no_other_to_differ_from():
+    assert check_embeddings(np.ones((1, 3)), 1, "x").shape == (1, 3)
+
+
+@pytest.mark.parametrize("option", ["dim", "max_ngram", "min_items"])
+def test_options_below_one_are_named(option):
+    with pytest.raises(InputError, match=rf"embedder_args\.{option}: 0 is below 1"):
+        make("tfidf_svd", **{option: 0})

@@ -1,5 +1,6 @@
 """Item texts from a template over catalogue columns."""
 
+import pyarrow as pa
 import pytest
 
 from sid_builder.catalog import Catalog
@@ -47,3 +48,15 @@ def test_templates_that_cannot_work_are_named(template, message):
         check_template(template)
     with pytest.raises(InputError, match="text_template: 'colour' is no catalogue column"):
         item_texts(CATALOG, "{title} {colour}")
+
+
+def test_further_columns_of_any_kind_are_spelled():
+    table = CATALOG.table.append_column("sizes", pa.array([[38, None, 40], None, []]))
+    table = table.append_column("year", pa.array([2018, None, 2020]))
+    texts = item_texts(Catalog(table), "{title}[, {year}][: {sizes}]")
+    assert texts == ["Red shoes, 2018: 38, 40", "Blue tent", "2020"]
+
+
+def test_texts_follow_the_rows_of_a_table_in_chunks():
+    table = pa.concat_tables([CATALOG.table.slice(row, 1) for row in (2, 0, 1)])
+    assert item_texts(Catalog(table), "[{brand}: ]{item_id}") == ["c", "Acme: a", "b"]

@@ -1,5 +1,6 @@
 """Sources: one conformance suite, then each one's malformed input, named by file and line."""
 
+import gzip
 import json
 
 import numpy as np
@@ -66,14 +67,55 @@ def write_minionerec(directory, rows=ROWS, tokens=TOKENS, items=None):
     return directory
 
 
-@pytest.fixture(params=["toy", "jsonl", "minionerec"])
+def write_amazon(directory):
+    reviews = [
+        {"user_id": user, "parent_asin": item, "timestamp": 1000 * time, "rating": 5.0}
+        for time, (user, item) in enumerate([("u1", "a"), ("u1", "b"), ("u2", "b"), ("u1", "c"), ("u2", "a")])
+    ]
+    items = [{"parent_asin": key, "title": f"Item {key}"} for key in "abc"]
+    for name, rows in (("Toys.jsonl", reviews), ("meta_Toys.jsonl", items)):
+        (directory / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return directory
+
+
+def write_table(directory):
+    (directory / "log.csv").write_text("user,item\nu1,a\nu1,b\nu2,b\nu1,c\nu2,a\n")
+    return directory / "log.csv"
+
+
+def write_lcrec(directory):
+    (directory / "Toys.inter.json").write_text('{"0": [0, 1, 2], "1": [1, 0]}')
+    (directory / "Toys.item2id").write_text("a\t0\nb\t1\nc\t2\n")
+    return directory
+
+
+def write_recbole(directory):
+    rows = "u1\ta\nu1\tb\nu2\tb\nu1\tc\nu2\ta\n"
+    (directory / "toys.inter").write_text("user_id:token\titem_id:token\n" + rows)
+    return directory
+
+
+@pytest.fixture(params=sorted(SOURCES))
 def loaded(request, tmp_path):
     """Each source's data, read twice, and how many interactions went in."""
     if request.param == "toy":
         args, given = {"num_users": 40, "min_length": 4, "max_length": 4}, 160
     elif request.param == "jsonl":
         args, given = {"path": str(write_jsonl(tmp_path))}, 6
+    elif request.param == "amazon":
+        args, given = {"path": str(write_amazon(tmp_path))}, 5
+    elif request.param == "table":
+        args, given = {"path": str(write_table(tmp_path))}, 5
+    elif request.param == "lcrec":
+        args, given = {"path": str(write_lcrec(tmp_path))}, 5
+    elif request.param == "recbole":
+        args, given = {"path": str(write_recbole(tmp_path))}, 5
+    elif request.param == "combined":
+        shops = {"toy": {"source": "toy", "args": {"num_users": 9, "min_length": 4, "max_length": 4}}}
+        shops["table"] = {"source": "table", "path": str(write_table(tmp_path))}
+        args, given = {"parts": shops}, 41
     else:
+        assert request.param == "minionerec", "a new source needs its small data here"
         args, given = {"path": str(write_minionerec(tmp_path))}, 7
     return load(request.param, **args), load(request.param, **args), given
 
@@ -133,6 +175,43 @@ def test_jsonl_renames_keys_and_keeps_timestamps(tmp_path):
     ]
 
 
+def test_jsonl_reads_gzip_line_by_line(tmp_path):
+    write_jsonl(tmp_path)
+    plain = load("jsonl", path=str(tmp_path))
+    for name in ("items", "sequences"):
+        content = (tmp_path / f"{name}.jsonl").read_bytes()
+        (tmp_path / f"{name}.jsonl.gz").write_bytes(gzip.compress(content))
+    files = {"items_file": "items.jsonl.gz", "sequences_file": "sequences.jsonl.gz"}
+    data = load("jsonl", path=str(tmp_path), **files)
+    assert data.catalog.table.equals(plain.catalog.table) and data.notes == plain.notes
+    np.testing.assert_array_equal(data.interactions.items_I, plain.interactions.items_I)
+    (tmp_path / "sequences.jsonl.gz").write_bytes(gzip.compress(content)[:-4])
+    with pytest.raises(InputError, match=r"sequences\.jsonl\.gz:2: the gz stream is broken"):
+        load("jsonl", path=str(tmp_path), **files)
+
+
+def test_jsonl_keeps_ratings_and_prices_and_splits_in_time(tmp_path):
+    sequences = [
+        {"user": "u", "items": ["red", 7, "x"], "timestamps": [1, 5, 9], "ratings": [5, None, 3.5]},
+        {"user": "v", "items": [7, "red", 7, "x"], "timestamps": [0, 6, 7, 8], "ratings": [1, 2, 3, 4]},
+    ]
+    write_jsonl(tmp_path, sequences=sequences)
+    data = load("jsonl", path=str(tmp_path), split="global_temporal", split_shares=[3, 1, 1])
+    np.testing.assert_array_equal(
+        data.interactions.features_I["rating"], np.float32([5, np.nan, 3.5, 1, 2, 3, 4])
+    )
+    assert data.notes["split"] == "global-temporal 3:1:1"
+    cases = {name: data.interactions.histories(name) for name in ("train", "valid", "test")}
+    asked = {
+        name: list(zip(c.sequence_C.tolist(), c.position_C.tolist(), strict=True))
+        for name, c in cases.items()
+    }
+    assert asked == {"train": [(0, 1), (1, 1), (1, 2)], "valid": [(1, 3)], "test": [(0, 2)]}
+    with pytest.raises(InputError, match="split: global_temporal needs timestamps"):
+        write_jsonl(tmp_path)
+        load("jsonl", path=str(tmp_path), split="global_temporal")
+
+
 @pytest.mark.parametrize(
     ("items", "sequences", "message"),
     [
@@ -173,6 +252,21 @@ def test_jsonl_renames_keys_and_keeps_timestamps(tmp_path):
             ITEMS,
             [{"user": "u", "items": [7], "timestamps": [2]}, SEQUENCES[0]],
             r"sequences\.jsonl:2: .* some lines only",
+        ),
+        (
+            ITEMS,
+            [SEQUENCES[0] | {"prices": [1, 2, 3, 4]}, SEQUENCES[1]],
+            r"sequences\.jsonl:2: prices are given on some lines only",
+        ),
+        (
+            ITEMS,
+            [{"user": "u", "items": [7], "ratings": [1, 2]}],
+            r"sequences\.jsonl:1: ratings do not match items",
+        ),
+        (
+            ITEMS,
+            [{"user": "u", "items": [7], "ratings": ["five"]}],
+            r"sequences\.jsonl:1: 'five' in ratings is no number",
         ),
     ],
 )
@@ -236,6 +330,11 @@ def test_minionerec_takes_sids_and_texts_over(tmp_path):
         ),
         ("U1,['a']", r"Toys_5_2016\.csv:2: history_item_id is 'None'"),
         (
+            "U1,['a'],b,[0, 1],1,['<a_3><b_0>'],<a_5><b_1>",
+            r"train/Toys_5_2016\.csv:2: has more cells than the header",
+        ),
+        ("U1,\rx", r"train/Toys_5_2016\.csv:2: new-line character .* repair the line"),
+        (
             "U1,['a'],b,__import__('os').getcwd(),1,['<a_3><b_0>'],<a_5><b_1>",
             r"csv:2: history_item_id is .__import__.*; expected a list such as",
         ),
@@ -251,12 +350,16 @@ def test_minionerec_names_file_and_line(tmp_path, rows, message):
     ("tokens", "args", "message"),
     [
         (TOKENS | {"2": ["<b_3>", "<a_2>"]}, {}, r"item '2' has token '<b_3>'"),
-        ({"0": TOKENS["0"], "1": TOKENS["1"]}, {}, r"item '2' is in only one of index\.json and item\.json"),
+        (
+            {"0": TOKENS["0"], "1": TOKENS["1"]},
+            {},
+            r"item '2' is in only one of Toys\.item\.json and Toys\.index\.json",
+        ),
         (TOKENS, {"codes_per_level": 4}, "codes_per_level: 4 is too small .* give at least 6"),
         (
             TOKENS,
             {"category": "Books"},
-            r"source_args\.path: .* needs exactly one file Books\*\.txt, found none",
+            r"source_args\.category: 'Books' is not in .*; use one of \['Toys'\]",
         ),
     ],
 )

@@ -63,7 +63,7 @@ def test_leaf_maps_agree(codes):
     trie = SidTrie.build(codes)
     assert trie.num_leaves == len(set(paths_of(codes)))
     assert np.array_equal(trie.codes_ML[trie.leaf_of_item_N], codes)
-    assert sorted(trie.leaf_items_N.tolist()) == list(range(len(codes)))
+    assert sorted(trie.leaf_items_V.tolist()) == list(range(len(codes)))
     for leaf in range(trie.num_leaves):
         items = trie.items_of_leaf(leaf)
         assert len(items) == trie.leaf_size_M[leaf]
@@ -92,10 +92,10 @@ def test_save_and_load_are_memory_mapped_and_equal(tmp_path):
     trie = SidTrie.build(random_codes(1, short=True), np.arange(400))
     trie.save(tmp_path / "trie")
     again = SidTrie.load(tmp_path / "trie")
-    assert all(isinstance(array, np.memmap) for array in (*again.tok, *again.indptr, again.leaf_items_N))
+    assert all(isinstance(array, np.memmap) for array in (*again.tok, *again.indptr, again.leaf_items_V))
     for mine, theirs in zip((*trie.tok, *trie.indptr), (*again.tok, *again.indptr), strict=True):
         assert mine.dtype == theirs.dtype and np.array_equal(mine, theirs)
-    assert np.array_equal(trie.leaf_items_N, again.leaf_items_N) and np.array_equal(
+    assert np.array_equal(trie.leaf_items_V, again.leaf_items_V) and np.array_equal(
         trie.extra_X, again.extra_X
     )
     assert {array.dtype for array in again.tok} == {np.dtype("<u2")}
@@ -122,4 +122,4 @@ def test_bytes_per_item_of_a_million_items_at_three_levels():
     trie = SidTrie.build(codes)
     # 6 bytes a leaf and at most 6 bytes a level-2 node; random codes of 100,000 items barely share prefixes.
     assert trie.nbytes <= 12.2 * trie.num_items
-    assert trie.nbytes_with_items == trie.nbytes + trie.leaf_items_N.nbytes + trie.extra_X.nbytes
+    assert trie.nbytes_with_items == trie.nbytes + trie.leaf_items_V.nbytes + trie.extra_X.nbytes

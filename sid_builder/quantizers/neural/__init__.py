@@ -1,0 +1,1 @@
+"""Torch parts of the quantizers that are trained by gradient; imported once training or encoding starts."""
