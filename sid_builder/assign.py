@@ -6,10 +6,11 @@
 A new item is embedded and quantized as the others were and takes the free SID nearest to that: last code
 first, then other prefixes. Its row follows the old ones, whose item_index stays. A removed item keeps its row
 and its SID, so that histories can name it, but no decoder reaches it; `--restore` puts it back. Levels and
-codebooks stay as they are, so a model trained on any version decodes all of them.
+codebooks stay as they are, so the vocabulary of a model trained on one version spells all of them.
 
 The artefact is one of `sid_builder.build`, with `versions.json`: what each version added, removed and
-restored, and the hash of its parent's manifest.
+restored, and the hash of its parent's manifest. What its report says of the build (source, embedder, repair)
+is the first version's.
 
 Legend: A new items, N all items, D dimensions, L levels.
 """
@@ -171,17 +172,16 @@ def _write(
         index.save(artifact.path / "sid_index")
         write_json(artifact.path / VERSIONS_FILE, [*history, entry])
         has_quantizer = (artifact.path / "quantizer").is_dir()
-        report = quality_report(
-            index.semantic_ids,
-            Interactions.load(artifact.path / "interactions"),
-            index.catalog,
-            embeddings_ND,
-            load_quantizer(artifact.path / "quantizer") if has_quantizer else None,
-        )
+        quantizer = load_quantizer(artifact.path / "quantizer") if has_quantizer else None
+        interactions = Interactions.load(artifact.path / "interactions")
+        # Over all rows: a removed item's SID is as taken as anybody's.
+        report = quality_report(index.semantic_ids, interactions, index.catalog, embeddings_ND, quantizer)
+        built = json.loads((parent.path / "report.json").read_text(encoding="utf-8"))
+        report |= {key: built[key] for key in ("repair", "source", "embedder") if key in built}
         write_report(artifact.path, report, index.catalog, index.semantic_ids, embeddings_ND)
         artifact.summary.update(report["summary"])
         artifact.summary.update(
-            source=parent.summary.get("source"),
+            source=built["source"],
             version=version,
             num_live=index.trie.num_live,
             num_added=changes.num_added,

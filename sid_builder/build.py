@@ -10,8 +10,11 @@ report alone, at `<output_dir>.rejected`. Interrupted, it goes on from `.<output
 again.
 """
 
+import contextlib
 import dataclasses
 import shutil
+import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,12 +27,14 @@ from sid_builder import QUANTIZERS, REPAIRS, SOURCES, cli
 from sid_builder.artifact import to_json, writing
 from sid_builder.build_arguments import GIVEN, BuildArguments
 from sid_builder.code_distances import CodeDistances
+from sid_builder.encoding import encode_in_shards, fit_and_share, fit_sample
 from sid_builder.errors import InputError
 from sid_builder.processes import Processes
 from sid_builder.quantizers import FitContext, Quantizer
 from sid_builder.registry import resolve
 from sid_builder.repairs import RepairInput, RepairStats
 from sid_builder.semantic_ids import SemanticIds
+from sid_builder.shape import FEWEST_MEASURED, advice, measure_skew, to_report
 from sid_builder.sid_index import SidIndex
 from sid_builder.sources import SourceData
 from sid_builder.thresholds import check_thresholds, failure_message
@@ -38,15 +43,42 @@ KIND = "sids"
 
 
 @dataclass(frozen=True)
+class Quantized:
+    """Codes int32 [N, L] before repair; no quantizer where they were given."""
+
+    codes_NL: np.ndarray
+    level_sizes: tuple[int, ...]
+    quantizer: Quantizer | None = None
+    shape: dict[str, Any] = field(default_factory=dict)  # levels x codes: used, proposed, why
+
+
+@dataclass(frozen=True)
 class Built:
     """What the stages made; `first_sids` are the SIDs before repair."""
 
     sids: SemanticIds
     first_sids: SemanticIds
-    repair: RepairStats = field(default_factory=lambda: RepairStats("none"))
-    quantizer: Quantizer | None = None
-    embeddings_ND: np.ndarray | None = None  # float32, perhaps memory-mapped
-    notes: dict[str, Any] = field(default_factory=dict)
+    repair: RepairStats
+    quantizer: Quantizer | None
+    embeddings_ND: np.ndarray | None  # float32, perhaps memory-mapped
+
+
+class Stages(contextlib.ExitStack):
+    """A bar over the stages of a build, and how long each took."""
+
+    def __init__(self, disable: bool) -> None:
+        super().__init__()
+        self.seconds: dict[str, float] = {}
+        self._bar = self.enter_context(tqdm(total=6, unit="stage", disable=disable))
+        self._name, self._since = "", time.monotonic()
+
+    def begin(self, name: str) -> None:
+        """The stage before ends here."""
+        if self._name:
+            self.seconds[self._name] = round(time.monotonic() - self._since, 2)
+            self._bar.update()
+        self._bar.set_description(name)
+        self._name, self._since = name, time.monotonic()
 
 
 def main(argv: Sequence[str]) -> SidIndex | None:
@@ -61,30 +93,25 @@ def main(argv: Sequence[str]) -> SidIndex | None:
     (args,) = cli.parse(BuildArguments, argv, description=__doc__)
     processes = Processes.current()
     processes.wait()  # everybody has checked output_dir before the first one writes it
-    with tqdm(total=5, desc="read source", unit="stage", disable=not processes.is_main) as stages:
+    with Stages(disable=not processes.is_main) as stages:
+        stages.begin("read source")
         source: SourceData = resolve(SOURCES, args.source, "source")(args.parsed_source_args())
-        _next_stage(stages, "embed items")
+        stages.begin("embed")
         embeddings_ND, notes = _embed(args, source)
-        _next_stage(stages, "quantize")
+        stages.begin("quantize")
         quantized = _quantize(args, source, embeddings_ND, processes)
         if not processes.is_main:
             return None
-        _next_stage(stages, "repair and report")
-        built = dataclasses.replace(_repair(args, *quantized, embeddings_ND), notes=notes)
-        report = _report(args, source, built)
-        _next_stage(stages, "write")
-        index = SidIndex(
-            source.catalog, built.sids, source.interactions.train_counts(source.catalog.num_items)
-        )
-        _write(args, source, built, index, report)
-        stages.update()
+        stages.begin("repair")
+        built = _repair(args, quantized, embeddings_ND)
+        stages.begin("report")
+        report = _report(args, source, built, {"embedder": notes, "shape": quantized.shape})
+        stages.begin("write")
+        counts_N = source.interactions.train_counts(source.catalog.num_items)
+        index = SidIndex(source.catalog, built.sids, counts_N)
+        _write(args, source, built, index, report, stages.seconds)
     _print_summary(args, report)
     return index
-
-
-def _next_stage(stages: tqdm, name: str) -> None:
-    stages.update()
-    stages.set_description(name)
 
 
 def _embed(args: BuildArguments, source: SourceData) -> tuple[np.ndarray | None, dict[str, Any]]:
@@ -94,47 +121,63 @@ def _embed(args: BuildArguments, source: SourceData) -> tuple[np.ndarray | None,
     if embedder is None:
         return None, {}
     items = ItemData(source.catalog, source.interactions, args.text_template, args.data_dir, args.work_dir)
-    return embed_items(embedder, items, str(args.embedder))
+    embeddings_ND, notes = embed_items(embedder, items, str(args.embedder))
+    return embeddings_ND, {"name": args.embedder} | notes
 
 
 def _quantize(
     args: BuildArguments, source: SourceData, embeddings_ND: np.ndarray | None, processes: Processes
-) -> tuple[Quantizer | None, np.ndarray, tuple[int, ...]]:
-    """(quantizer, codes, level sizes); every process of a launch has them in the end."""
+) -> Quantized:
+    """Every process of a launch has all of it in the end."""
     if args.quantizer == GIVEN:
         if source.semantic_ids is None:
             raise InputError(
                 f"quantizer: source {args.source!r} brings no SIDs to take over; "
                 f"use one of {sorted(QUANTIZERS)}"
             )
-        return None, source.semantic_ids.codes_NL, source.semantic_ids.level_sizes
+        return Quantized(source.semantic_ids.codes_NL, source.semantic_ids.level_sizes)
     assert embeddings_ND is not None
-    context = FitContext(
-        source.catalog, source.interactions, np.arange(source.catalog.num_items), args.work_dir
-    )
-    quantizer = args.made_quantizer()
-    quantizer.fit(embeddings_ND, context)
-    return quantizer, quantizer.encode(embeddings_ND), quantizer.level_sizes
+    quantizer, shape = _shaped_quantizer(args, embeddings_ND)
+    rows_M = fit_sample(len(embeddings_ND), embeddings_ND.shape[1], quantizer.level_sizes, args.seed)
+    context = FitContext(source.catalog, source.interactions, rows_M, args.work_dir)
+    directory = args.work_dir / "quantizer"
+    quantizer = fit_and_share(quantizer, embeddings_ND, rows_M, directory, context, processes)
+    codes_NL = encode_in_shards(directory, embeddings_ND, args.work_dir / "codes", processes)
+    return Quantized(codes_NL, quantizer.level_sizes, quantizer, shape | {"items_fitted_on": len(rows_M)})
 
 
-def _repair(
-    args: BuildArguments,
-    quantizer: Quantizer | None,
-    codes_NL: np.ndarray,
-    level_sizes: tuple[int, ...],
-    embeddings_ND,
-) -> Built:
-    distances = None if quantizer is None else CodeDistances(quantizer, embeddings_ND)
-    given = RepairInput(codes_NL, level_sizes, distances, args.seed)
+def _shaped_quantizer(args: BuildArguments, embeddings_ND: np.ndarray) -> tuple[Quantizer, dict[str, Any]]:
+    """The quantizer, `auto` replaced by what the items need, and what the report says about its shape.
+
+    Raises:
+        InputError: when there are fewer SIDs than items and no repair that makes more.
+    """
+    if not args.has_codebook_sizes or len(embeddings_ND) < FEWEST_MEASURED:
+        return args.made_quantizer(len(embeddings_ND)), {}
+    skew = measure_skew(embeddings_ND, args.seed)
+    quantizer = args.made_quantizer(len(embeddings_ND), skew)
+    if args.repair != "append_token":  # which makes as many more as it takes
+        warning = advice(quantizer.level_sizes, len(embeddings_ND), skew)
+        if warning is not None:
+            print(f"warning: {warning}", file=sys.stderr)
+    return quantizer, to_report(quantizer.level_sizes, len(embeddings_ND), skew)
+
+
+def _repair(args: BuildArguments, quantized: Quantized, embeddings_ND: np.ndarray | None) -> Built:
+    distances = None
+    if quantized.quantizer is not None:
+        assert embeddings_ND is not None
+        distances = CodeDistances(quantized.quantizer, embeddings_ND)
+    given = RepairInput(quantized.codes_NL, quantized.level_sizes, distances, args.seed)
     repaired = resolve(REPAIRS, args.repair, "repair")(args.repair_options(), given)
-    first, sids = (
-        SemanticIds(codes, sizes, args.token_pattern)
-        for codes, sizes in ((codes_NL, level_sizes), (repaired.codes_NL, repaired.level_sizes))
-    )
-    return Built(sids, first, repaired.stats, quantizer, embeddings_ND)
+    first = SemanticIds(quantized.codes_NL, quantized.level_sizes, args.token_pattern)
+    sids = SemanticIds(repaired.codes_NL, repaired.level_sizes, args.token_pattern)
+    return Built(sids, first, repaired.stats, quantized.quantizer, embeddings_ND)
 
 
-def _report(args: BuildArguments, source: SourceData, built: Built) -> dict[str, Any]:
+def _report(
+    args: BuildArguments, source: SourceData, built: Built, sections: dict[str, Any]
+) -> dict[str, Any]:
     """The report; a missed threshold leaves it at `<output_dir>.rejected` and stops the build."""
     from sid_builder.report import quality_report, write_report
 
@@ -146,7 +189,7 @@ def _report(args: BuildArguments, source: SourceData, built: Built) -> dict[str,
         "collision_rate_before": built.first_sids.collision_rate
     }
     report["source"] = {"name": args.source} | source.notes
-    report["embedder"] = {"name": args.embedder} | built.notes
+    report |= {name: section for name, section in sections.items() if section}
     checks = check_thresholds(report, args.thresholds) if args.thresholds else []
     report["thresholds"] = [dataclasses.asdict(check) for check in checks]
     rejected = Path(args.output_dir + ".rejected")
@@ -160,7 +203,12 @@ def _report(args: BuildArguments, source: SourceData, built: Built) -> dict[str,
 
 
 def _write(
-    args: BuildArguments, source: SourceData, built: Built, index: SidIndex, report: dict[str, Any]
+    args: BuildArguments,
+    source: SourceData,
+    built: Built,
+    index: SidIndex,
+    report: dict[str, Any],
+    seconds: dict[str, float],
 ) -> None:
     from sid_builder.embedding_store import save_matrix
     from sid_builder.report import write_report
@@ -176,7 +224,7 @@ def _write(
         if built.quantizer is not None:
             (artifact.path / "quantizer").mkdir()
             built.quantizer.save(artifact.path / "quantizer")
-        artifact.summary.update(report["summary"], source=report["source"])
+        artifact.summary.update(report["summary"], source=report["source"], seconds=seconds)
     shutil.rmtree(args.work_dir, ignore_errors=True)
 
 

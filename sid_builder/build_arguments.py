@@ -16,6 +16,7 @@ from sid_builder.item_text import DEFAULT_TEMPLATE, check_template
 from sid_builder.registry import options_class, resolve
 from sid_builder.report.page import ReportConfig
 from sid_builder.semantic_ids import DEFAULT_PATTERN, SemanticIds
+from sid_builder.shape import BEAUTY, Skew, fill_in
 from sid_builder.thresholds import Thresholds
 
 GIVEN = "given"
@@ -137,11 +138,17 @@ class BuildArguments:
         made = resolve(EMBEDDERS, self.embedder, "embedder")
         return made(cli.build_dataclass(options_class(made), self.embedder_args, "embedder_args"), self.seed)
 
-    def made_quantizer(self) -> Any:
+    def made_quantizer(self, num_items: int = 1, skew: Skew = BEAUTY) -> Any:
+        """The quantizer, unfitted; `auto` codebook sizes become what so many items need."""
         made = resolve(QUANTIZERS, self.quantizer, "quantizer")
-        return made(
-            cli.build_dataclass(options_class(made), self.quantizer_args, "quantizer_args"), self.seed
-        )
+        values = fill_in(self.quantizer_args, num_items, skew)
+        return made(cli.build_dataclass(options_class(made), values, "quantizer_args"), self.seed)
+
+    @property
+    def has_codebook_sizes(self) -> bool:
+        """Whether levels and codes per level of the quantizer are the user's to choose."""
+        options = options_class(resolve(QUANTIZERS, self.quantizer, "quantizer"))
+        return {"levels", "codes_per_level"} <= {item.name for item in dataclasses.fields(options)}
 
     def repair_options(self) -> Any:
         options = options_class(resolve(REPAIRS, self.repair, "repair"))

@@ -29,6 +29,7 @@ from sid_builder.quantizers import FitContext, Quantizer, load_quantizer
 from sid_builder.quantizers.row_hash import row_hashes
 
 POINTS_PER_CODE = 256  # faiss's limit as well: more points change centroids little
+SAMPLE_ROWS = 262144  # at least: trees have many nodes, and gradient-trained quantizers see more than k-means
 FEWEST_POINTS_PER_CODE = 32
 SAMPLE_BYTES = 2 << 30
 SHARD_ROWS = 65536
@@ -41,10 +42,11 @@ def fit_sample(
     level_sizes: Sequence[int],
     seed: int = 0,
     points_per_code: int = POINTS_PER_CODE,
+    min_rows: int = SAMPLE_ROWS,
     max_bytes: int = SAMPLE_BYTES,
 ) -> np.ndarray:
-    """Rows to fit on, int64 [M] ascending: all N, or as many as `points_per_code` for the largest level and
-    `max_bytes` of float32 allow, drawn by seed.
+    """Rows to fit on, int64 [M] ascending, drawn by seed: `points_per_code` for the largest level, `min_rows`
+    at least, as far as there are so many and `max_bytes` of float32 hold them.
 
     Warns when `max_bytes` leaves fewer than 32 points per code.
 
@@ -53,11 +55,12 @@ def fit_sample(
     """
     largest = max(level_sizes)
     affordable = max_bytes // (4 * num_dims)
-    size = min(num_items, largest * points_per_code, affordable)
+    size = min(num_items, max(largest * points_per_code, min_rows), affordable)
     if size == affordable and size < min(num_items, largest * FEWEST_POINTS_PER_CODE):
+        enough = 4 * num_dims * largest * FEWEST_POINTS_PER_CODE
         message = (
-            f"max_bytes: {max_bytes} bytes hold {affordable} vectors of {num_dims} dimensions for codebooks of "
-            f"{largest} codes; give {4 * num_dims * largest * FEWEST_POINTS_PER_CODE} or fewer codes_per_level"
+            f"max_bytes: {max_bytes} bytes hold {affordable} vectors of {num_dims} dimensions for codebooks "
+            f"of {largest} codes; give {enough} bytes or fewer codes_per_level"
         )
         if affordable < largest:
             raise InputError(message)

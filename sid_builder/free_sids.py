@@ -34,11 +34,6 @@ class FreeSids:
         }
         self._since: dict[Codes, int] = {}
 
-    @property
-    def num_free(self) -> int:
-        """How many SIDs of full length are left."""
-        return self._places[0] - self._used(())
-
     def take(self, sid: Codes) -> None:
         """Mark a free SID as somebody's."""
         assert self._used(sid) == 0, sid

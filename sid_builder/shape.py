@@ -20,6 +20,7 @@ from typing import Any, Literal
 import numpy as np
 
 from sid_builder.errors import InputError
+from sid_builder.quantizers.row_hash import num_distinct
 from sid_builder.quantizers.rq_kmeans import RQKMeans, RQKMeansConfig
 
 AUTO = "auto"
@@ -28,6 +29,7 @@ LARGEST_CODEBOOK = 8192  # beyond it another level costs the vocabulary less (Op
 USUAL_CODEBOOK = 256  # of the field; not more than a code for 16 items
 ITEMS_PER_CODE = 16
 FEWEST_LEVELS, MOST_LEVELS = 3, 8
+FEWEST_MEASURED = 64  # distinct embeddings; the skew of fewer is noise
 _SAMPLE_ROWS = 32768
 _QUICK_ITERATIONS = 10
 _MEASURED_LEVELS = 3
@@ -76,19 +78,17 @@ class Shape:
 def measure_skew(embeddings_ND: np.ndarray, seed: int = 0) -> Skew:
     """Quick residual k-means with two codebook sizes on up to 32,768 rows; takes seconds.
 
-    Raises:
-        InputError: if there are fewer than 64 items.
+    Fewer than 64 distinct embeddings show no skew: it is taken to be Beauty's.
     """
     rows = np.arange(len(embeddings_ND))
     if len(rows) > _SAMPLE_ROWS:
         rows = np.sort(np.random.default_rng(seed).choice(len(rows), _SAMPLE_ROWS, replace=False))
-    large = min(USUAL_CODEBOOK, _power_of_two(len(rows) // ITEMS_PER_CODE))
-    if large < 4:
-        raise InputError(
-            f"codes_per_level: 'auto' needs 64 items or more, there are {len(rows)}; give a number"
-        )
-    small = large // 4
     sample = np.ascontiguousarray(embeddings_ND[rows], dtype=np.float32)
+    distinct = num_distinct(sample)
+    if distinct < FEWEST_MEASURED:
+        return BEAUTY
+    large = min(USUAL_CODEBOOK, _power_of_two(distinct // ITEMS_PER_CODE))
+    small = large // 4
     few, many = (_effective_codes(sample, size, seed) for size in (small, large))
     exponents = np.log(many / few) / math.log(large / small)
     return Skew(large, tuple(many.tolist()), tuple(exponents.tolist()))
@@ -106,7 +106,7 @@ def judge(level_sizes: Sequence[int], num_items: int, skew: Skew = BEAUTY) -> Sh
 
 
 def propose(num_items: int, skew: Skew = BEAUTY, levels: int | None = None) -> Shape:
-    """The fewest levels (three at least) and then the smallest equal codebooks, a power of two, that are ample.
+    """The fewest levels (three at least), then the smallest equal codebooks, a power of two, that are ample.
 
     Codebooks have 256 codes or more where there are 16 items per code, and 8,192 at most.
 

@@ -55,14 +55,7 @@ def main(argv: Sequence[str]) -> None:
 
     model, log = train_sasrec(interactions, catalog.num_items, args.sasrec, args.seed, work_dir)
     summary = {"epochs": len(log.epochs), "kept_epoch": log.kept_epoch, **log.kept}
-    model.save(
-        output_dir,
-        catalog,
-        args.overwrite,
-        inputs={"sids": sid_dir},
-        seeds={"seed": args.seed},
-        summary=summary,
-    )
+    model.save(output_dir, catalog, {"sids": sid_dir}, {"seed": args.seed}, summary, args.overwrite)
     shutil.rmtree(work_dir)
     told = ", ".join(f"{key} {value:.4f}" for key, value in log.kept.items())
     print(f"train_sasrec: kept epoch {log.kept_epoch} of {len(log.epochs)} ({told}); wrote {output_dir}")

@@ -1,13 +1,14 @@
 """Every YAML under configs/ parses with the arguments of its command; none is left without one."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 
-from sid_builder import cli
+from sid_builder import SOURCES, cli
 from sid_builder.artifact import writing
 from sid_builder.errors import InputError
-from sid_builder.registry import resolve
+from sid_builder.registry import options_class, resolve
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
@@ -44,7 +45,9 @@ def parse(tmp_path):
 
     def parse(folder: str, path: Path) -> tuple:
         own, lazy = COMMANDS[folder]
-        needs_data = folder == "sid" and cli.load_yaml(path).get("source") in ("jsonl", "minionerec")
+        source = cli.load_yaml(path).get("source") if folder == "sid" else None
+        options = options_class(resolve(SOURCES, source, "source")) if source else None
+        needs_data = options is not None and "path" in {item.name for item in dataclasses.fields(options)}
         more = ["--data_path", str(tmp_path)] if needs_data else []
         return cli.parse(resolve({}, own, "command"), ["--config", str(path), *flags[folder], *more], lazy)
 

@@ -18,7 +18,12 @@ _VALID_HELP = "Valid cases ranked after each epoch, drawn by the seed; 0: all of
 
 @dataclass(frozen=True)
 class SASRecConfig:
-    """Self-attentive sequential recommendation (Kang and McAuley 2018) with the softmax over all items."""
+    """Self-attentive sequential recommendation (Kang and McAuley 2018) with the softmax over all items.
+
+    Head and learning rate were chosen by valid NDCG@10 on Amazon 2014 Beauty, one seed: after 6 epochs .0215
+    (dot) and .0246 (cosine) at 1e-3; scaled input vectors and 3e-3 gave .0597, and .0765 by epoch 20. Dropout,
+    blocks and max_history are the paper's for such data; the rest was not searched.
+    """
 
     dim: int = field(default=64, metadata={"help": "Size of item vectors and hidden states."})
     layers: int = field(default=2, metadata={"help": "Transformer blocks."})
@@ -30,12 +35,12 @@ class SASRecConfig:
         metadata={"help": "An item's score: its product with the hidden state, or cosine / temperature."},
     )
     temperature: float = field(default=0.07, metadata={"help": "Divides the cosine; not used by `dot`."})
-    learning_rate: float = field(default=1e-3, metadata={"help": "Of AdamW, constant."})
+    learning_rate: float = field(default=3e-3, metadata={"help": "Of AdamW, constant."})
     weight_decay: float = field(default=0.0, metadata={"help": "Of AdamW."})
     batch_targets: int = field(default=1024, metadata={"help": "Positions per step, padding included."})
     epochs: int = field(default=100, metadata={"help": "Passes over train, at most."})
-    patience: int | None = field(default=5, metadata={"help": _PATIENCE_HELP})
-    valid_cases: int = field(default=20_000, metadata={"help": _VALID_HELP})
+    patience: int | None = field(default=4, metadata={"help": _PATIENCE_HELP})
+    valid_cases: int = field(default=10_000, metadata={"help": _VALID_HELP})
     device: str | None = field(default=None, metadata={"help": DEVICE_HELP})
 
     def check(self, prefix: str) -> None:
@@ -51,16 +56,20 @@ class SASRecConfig:
 
 @dataclass(frozen=True)
 class LightGCNConfig:
-    """LightGCN (He et al. 2020): averaged neighbours on the user-item graph, learnt by BPR."""
+    """LightGCN (He et al. 2020): averaged neighbours on the user-item graph, learnt by BPR.
+
+    Learning rate and batch were chosen by valid NDCG@10 on Amazon 2014 Beauty, one seed: .0352 after 14
+    epochs, against .0331 after 25 with 5e-3 and 8,192 (popularity .0069). The rest is the paper's.
+    """
 
     dim: int = field(default=64, metadata={"help": "Size of user and item vectors."})
     layers: int = field(default=3, metadata={"help": "Steps along the graph; 0 is matrix factorisation."})
-    learning_rate: float = field(default=5e-3, metadata={"help": "Of Adam, constant."})
+    learning_rate: float = field(default=1e-2, metadata={"help": "Of Adam, constant."})
     l2: float = field(default=1e-4, metadata={"help": "Weight of the squared vectors of a batch (layer 0)."})
-    batch_pairs: int = field(default=8192, metadata={"help": "User-item pairs per step."})
+    batch_pairs: int = field(default=4096, metadata={"help": "User-item pairs per step."})
     epochs: int = field(default=100, metadata={"help": "Passes over train, at most."})
-    patience: int | None = field(default=5, metadata={"help": _PATIENCE_HELP})
-    valid_cases: int = field(default=20_000, metadata={"help": _VALID_HELP})
+    patience: int | None = field(default=4, metadata={"help": _PATIENCE_HELP})
+    valid_cases: int = field(default=10_000, metadata={"help": _VALID_HELP})
     device: str | None = field(default=None, metadata={"help": DEVICE_HELP})
 
     def check(self, prefix: str) -> None:

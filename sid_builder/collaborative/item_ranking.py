@@ -52,7 +52,8 @@ def ndcg_at_10(score: ScoreBatch, cases: Histories, num_items: int) -> float:
     """Mean of 1 / log2(rank + 1) over cases whose target is among the first 10, 0 for the others.
 
     Full catalogue, ties by item_index; items of the whole given history are left out if the data has no
-    repeats (the protocol's convention). A target outside the catalogue is a miss.
+    repeats (the protocol's convention). A target outside the catalogue is a miss. `score` gives float32
+    [b, N], which is written to.
     """
     exclude = not cases.interactions.has_repeats
     step = max(1, _BATCH_FLOATS // num_items)

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
 
-from sid_builder.artifact import open_artifact, write_json, writing
+from sid_builder.artifact import open_artifact, to_json, write_json, writing
 from sid_builder.catalog import Catalog
 from sid_builder.collaborative import SASRecConfig
 from sid_builder.collaborative.item_ranking import top_items
@@ -80,21 +80,22 @@ class SASRec(nn.Module):
         Raises:
             InputError: on an empty history or an index outside the catalogue.
         """
-        for row, history in enumerate(histories):
-            if len(history) == 0:
-                raise InputError(f"histories[{row}]: is empty; give at least one item")
-            if min(history) < 0 or max(history) >= self.num_items:
-                raise InputError(f"histories[{row}]: has an item_index outside 0..{self.num_items - 1}")
+        rows = [np.asarray(history, dtype=np.int64) for history in histories]
+        for number, row in enumerate(rows):
+            if len(row) == 0:
+                raise InputError(f"histories[{number}]: is empty; give at least one item")
+            if row.min() < 0 or row.max() >= self.num_items:
+                raise InputError(f"histories[{number}]: has an item_index outside 0..{self.num_items - 1}")
         training = self.training
         self.eval()
-        scores_BN = np.empty((len(histories), self.num_items), dtype=np.float32)
-        for start in range(0, len(histories), _BATCH_HISTORIES):
-            batch = [row[-self.config.max_history :] for row in histories[start : start + _BATCH_HISTORIES]]
-            last_b = torch.tensor([len(row) - 1 for row in batch], device=self.seen_N.device)
+        scores_BN = np.empty((len(rows), self.num_items), dtype=np.float32)
+        for start in range(0, len(rows), _BATCH_HISTORIES):
+            batch = [row[-self.config.max_history :] for row in rows[start : start + _BATCH_HISTORIES]]
+            last_b = torch.tensor([len(row) - 1 for row in batch])
             inputs_bT = torch.zeros((len(batch), int(last_b.max()) + 1), dtype=torch.int64)
-            for row, history in enumerate(batch):
-                inputs_bT[row, : len(history)] = torch.as_tensor(np.asarray(history, dtype=np.int64))
-            hidden_bTD = self(inputs_bT.to(last_b.device))
+            for number, row in enumerate(batch):
+                inputs_bT[number, : len(row)] = torch.from_numpy(row)
+            hidden_bTD = self(inputs_bT.to(self.seen_N.device))
             hidden_bD, items_ND = self.comparable(hidden_bTD[torch.arange(len(batch)), last_b])
             scores_BN[start : start + len(batch)] = (hidden_bD @ items_ND.T).cpu().numpy()
         self.train(training)
@@ -127,18 +128,24 @@ class SASRec(nn.Module):
         mean_D = vectors_ND[self.seen_N].mean(dim=0)
         return torch.where(self.seen_N[:, None], vectors_ND, mean_D).cpu().numpy()
 
-    def save(self, directory: str | Path, catalog: Catalog, overwrite: bool = False, **manifest: Any) -> None:
+    def save(
+        self,
+        directory: str | Path,
+        catalog: Catalog,
+        inputs: dict[str, str | Path] | None = None,
+        seeds: dict[str, int] | None = None,
+        summary: dict[str, Any] | None = None,
+        overwrite: bool = False,
+    ) -> None:
         """Write as an artefact of kind "sasrec": weights, options and a hash of the catalogue's keys.
 
-        Args:
-            manifest: `inputs`, `seeds` as `artifact.writing` takes them, and `summary`, a dict.
+        `inputs`, `seeds` and `summary` go into its manifest.
         """
-        summary = manifest.pop("summary", {})
-        with writing(directory, KIND, config=self.config, overwrite=overwrite, **manifest) as artifact:
+        described = {"config": self.config, "num_items": self.num_items, "item_ids": _hash_of(catalog)}
+        with writing(directory, KIND, 1, to_json(self.config), inputs, seeds, overwrite) as artifact:
             save_file(self.state_dict(), artifact.path / "model.safetensors")
-            described = {"config": self.config, "num_items": self.num_items, "item_ids": _hash_of(catalog)}
             write_json(artifact.path / "sasrec.json", described)
-            artifact.summary.update(summary, num_items=self.num_items)
+            artifact.summary.update(summary or {}, num_items=self.num_items)
 
     @staticmethod
     def load(directory: str | Path, catalog: Catalog, device: str | None = None) -> "SASRec":

@@ -46,7 +46,7 @@ class RandomCodes(FittedQuantizer):
         """Take the mean of [M, D]; InputError on NaN or infinite values."""
         check_matrix(embeddings_MD)
         check_all_finite(embeddings_MD)
-        self.mean_D = np.mean(embeddings_MD, axis=0, dtype=np.float64).astype(np.float32)
+        self.mean_D = np.asarray(embeddings_MD.mean(axis=0, dtype=np.float64), dtype=np.float32)
 
     def encode(self, embeddings_ND: np.ndarray) -> np.ndarray:
         """Codes int32 [N, L] from the bytes of each row as float32."""

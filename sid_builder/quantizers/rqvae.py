@@ -59,9 +59,11 @@ class RQVAE(GradientTrained):
         check_autoencoder(config)
         if config.latent_dim < 1:
             raise InputError(f"quantizer_args.latent_dim: {config.latent_dim} is below 1; give at least 1")
-        if not 0 <= config.warm_up_share < 1:
+        stages = config.stage_share * (config.levels - 1) if config.curriculum else 0.0
+        if not 0 <= config.warm_up_share < 1 - stages:
             raise InputError(
-                f"quantizer_args.warm_up_share: {config.warm_up_share} is outside 0..1; codes need a part too"
+                f"quantizer_args.warm_up_share: {config.warm_up_share} leaves the last level no training; "
+                f"give 0 or more, below {1 - stages:.2g}"
             )
         if not 0 <= config.cosine_levels < config.levels:
             raise InputError(

@@ -21,7 +21,7 @@ def policy(model_dir) -> Recommender:
 
 @pytest.fixture(scope="module")
 def cases(policy):
-    return draw_train_cases(policy.interactions, 30, "all", seed=0)
+    return draw_train_cases(policy, 30, "all", seed=0)
 
 
 def arguments(model_dir, output_dir, *flags: str) -> list[str]:

@@ -1,6 +1,9 @@
 """The build command in-process: what it writes, and the bad input it refuses, leaving nothing behind."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +16,7 @@ from sid_builder.quantizers.neural import checkpoint
 from sid_builder.quantizers.rq_kmeans import RQKMeans
 from sid_builder.sid_index import SidIndex
 
+ROOT = Path(__file__).parents[2]
 TOY = """
 source: toy
 source_args: {num_users: 60}
@@ -172,7 +176,7 @@ def test_an_interrupted_quantizer_goes_on_where_it_was(config, tmp_path, monkeyp
     """The first run stops after a checkpoint; the second one ends with the codes of an undisturbed run."""
     text = TOY.replace(
         "quantizer_args: {levels: 3, codes_per_level: 32}",
-        "quantizer: rqvae\nquantizer_args: {levels: 2, codes_per_level: 16, steps: 60}",
+        "quantizer: rqvae\nquantizer_args: {codes_per_level: 16, steps: 60}",
     )
     whole = build.main([*config(text), "--output_dir", str(tmp_path / "whole" / "sids")])
     keep, restore, resumed_at = checkpoint.keep, checkpoint.restore, []
@@ -193,6 +197,34 @@ def test_an_interrupted_quantizer_goes_on_where_it_was(config, tmp_path, monkeyp
     assert len(resumed_at) == 1 and 0 < resumed_at[0] < 60
     np.testing.assert_array_equal(again.semantic_ids.codes_NL, whole.semantic_ids.codes_NL)
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"sids"}
+
+
+def test_codebook_sizes_can_be_left_to_the_build(config, tmp_path):
+    index = build.main([*config(TOY), "--quantizer_args", '{"levels": "auto", "codes_per_level": "auto"}'])
+    report = json.loads((tmp_path / "out" / "sids" / "report.json").read_text())
+    assert index.semantic_ids.level_sizes == tuple(report["shape"]["proposed"]["level_sizes"]) == (32, 32, 32)
+    assert (
+        report["shape"]["used"] == report["shape"]["proposed"] and report["shape"]["items_fitted_on"] == 512
+    )
+    seconds = open_artifact(tmp_path / "out" / "sids", "sids").summary["seconds"]
+    assert set(seconds) == {"read source", "embed", "quantize", "repair", "report"}
+
+
+@pytest.mark.slow
+def test_two_processes_build_what_one_builds(config, tmp_path):
+    """By torchrun: `accelerate launch --cpu --num_processes 2` starts one process (accelerate 1.15)."""
+    one = build.main(config(TOY))
+    argv = ["--config", str(tmp_path / "config.yaml"), "--output_dir", str(tmp_path / "two" / "sids")]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    done = subprocess.run(
+        [*launcher, "-m", "sid_builder.build", *argv], cwd=ROOT, capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    artifact = open_artifact(tmp_path / "two" / "sids", "sids")
+    artifact.verify_hashes()
+    two = SidIndex.load(artifact.path / "sid_index")
+    np.testing.assert_array_equal(two.semantic_ids.codes_NL, one.semantic_ids.codes_NL)
+    assert {path.name for path in (tmp_path / "two").iterdir()} == {"sids"}
 
 
 def _append(path, line):

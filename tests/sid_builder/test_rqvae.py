@@ -317,7 +317,11 @@ def test_vectors_that_cannot_be_learnt_from_are_named(embeddings_MD):
         ({"beta": -0.1}, "beta: -0.1 is negative"),
         ({"hidden_sizes": []}, r"hidden_sizes: \[\]; give at least one width, all above 0"),
         ({"latent_dim": 0}, "latent_dim: 0 is below 1; give at least 1"),
-        ({"warm_up_share": 1.0}, r"warm_up_share: 1.0 is outside 0..1"),
+        (
+            {"warm_up_share": 1.0},
+            "warm_up_share: 1.0 leaves the last level no training; give 0 or more, below 1",
+        ),
+        ({"warm_up_share": 0.4, "curriculum": True, "stage_share": 0.3}, "warm_up_share: 0.4 .* below 0.4"),
         ({"cosine_levels": 3}, "cosine_levels: 3 of 3 levels; .* so give 0 to 2"),
         (
             {"curriculum": True, "stage_share": 0.5},

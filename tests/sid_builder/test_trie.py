@@ -88,6 +88,31 @@ def test_items_of_a_collision_come_most_frequent_first(extra):
         assert (np.diff(without.items_of_leaf(int(leaf))) > 0).all()
 
 
+@pytest.mark.parametrize("short", [False, True], ids=["fixed", "variable"])
+def test_removed_items_are_not_in_the_tree(short, tmp_path):
+    rng = np.random.default_rng(3)
+    codes, counts = random_codes(6, short=short), rng.integers(0, 4, 400)
+    removed = rng.random(400) < 0.3
+    live = np.flatnonzero(~removed)
+    trie, alone = SidTrie.build(codes, counts, removed), SidTrie.build(codes[live], counts[live])
+    assert trie.num_items == 400 and trie.num_live == len(live) and (trie.leaf_of_item_N[removed] == -1).all()
+    np.testing.assert_array_equal(trie.codes_ML, alone.codes_ML)
+    np.testing.assert_array_equal(trie.leaf_items_V, live[alone.leaf_items_V])
+    paths = paths_of(codes)
+    for path in set(paths):
+        leaf = trie.leaf_of(path)
+        expected = [item for item in live if paths[item] == path]
+        assert (leaf is None) == (not expected)
+        if leaf is not None:
+            assert sorted(trie.items_of_leaf(leaf).tolist()) == expected
+            assert (trie.leaf_of_item_N[expected] == leaf).all()
+    trie.save(tmp_path / "trie")
+    np.testing.assert_array_equal(SidTrie.load(tmp_path / "trie").leaf_of_item_N, trie.leaf_of_item_N)
+    assert trie.nbytes_with_items <= SidTrie.build(codes, counts).nbytes_with_items
+    with pytest.raises(InputError, match="no items"):
+        SidTrie.build(codes, counts, np.ones(400, dtype=bool))
+
+
 def test_save_and_load_are_memory_mapped_and_equal(tmp_path):
     trie = SidTrie.build(random_codes(1, short=True), np.arange(400))
     trie.save(tmp_path / "trie")
