@@ -5,9 +5,9 @@
     python benchmarks/quantizers.py --data_path DIR --embeddings vectors.npy --decoder --jobs 2
 
 Each case is one `sid_builder.build` with `repair: last_level_assign`; the figures are the build's own report.
-`--decoder` also trains one fixed decoder (configs/sft/amazon_beauty_probe_cpu.yaml) on the SIDs of the main
-cases, three seeds each (quantizer and training share the seed), and ranks every test case on the full
-catalogue. Its runs are a queue: a finished run is one JSON under --results and is never run again, so an
+`--decoder` also trains one fixed decoder (benchmarks/sid_decoder.py) on the SIDs of the main cases, three
+seeds each (quantizer and training share the seed), and ranks every test case on the full catalogue. Its runs
+are a queue: a finished run is one JSON under --results (its ranks inside) and is never run again, so an
 interrupted comparison goes on where it stopped. Differences against `rq_kmeans` are means over seeds of
 paired cases, with a bootstrap over cases (1,000 resamples, 95 %); the standard deviation over seeds stands
 beside each mean.
@@ -17,14 +17,15 @@ than items.
 """
 
 import argparse
+import base64
 import contextlib
 import json
 import os
 import platform
-import shutil
 import subprocess
 import sys
 import time
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -35,13 +36,13 @@ import numpy as np
 import yaml
 
 import sid_builder.build
-from serve.evaluation.metrics import bootstrap_means, gains, hits, interval, metrics_of_ranks
+from serve.evaluation.metrics import bootstrap_means, gains, hits, interval
 from sid_builder.artifact import code_version, sha256_file, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 SHAPE = {"levels": 3, "codes_per_level": 256}
 SEEDS = (0, 1, 2)
-DECODER = ROOT / "configs" / "sft" / "amazon_beauty_probe_cpu.yaml"
+DECODER = ROOT / "benchmarks" / "sid_decoder.py"
 BASE = "rq_kmeans"
 # Name -> quantizer, its options, and whether the decoder is trained on it.
 CASES: dict[str, tuple[str, dict[str, Any], bool]] = {
@@ -85,12 +86,17 @@ def build_config(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     return config
 
 
-def command(module: str, *flags: str, log: Path) -> None:
-    """Run a command of ours in its own process; what it printed is in `log`, whose end an error shows."""
-    with open(log, "a", encoding="utf-8") as out:
-        done = subprocess.run([sys.executable, "-m", module, *flags], cwd=ROOT, stdout=out, stderr=out)
+def slug(name: str, seed: int) -> str:
+    return f"{name.replace(', ', '-').replace(' ', '_')}_seed{seed}"
+
+
+def run(command: list[str], log: Path) -> str:
+    """What a command prints on standard output; the rest is in `log`, whose end an error shows."""
+    with open(log, "a", encoding="utf-8") as errors:
+        done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=errors, text=True)
     if done.returncode:
-        raise RuntimeError(f"{module} failed:\n{log.read_text(encoding='utf-8')[-2000:]}")
+        raise RuntimeError(f"{command[1:3]} failed:\n{log.read_text(encoding='utf-8')[-2000:]}")
+    return done.stdout
 
 
 def build(name: str, seed: int, directory: Path, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -102,7 +108,7 @@ def build(name: str, seed: int, directory: Path, arguments: argparse.Namespace) 
     sids = directory / "sids"
     flags = ["--config", str(config), "--output_dir", str(sids), "--seed", str(seed), "--overwrite", "true"]
     if arguments.decoder:  # several at a time
-        command("sid_builder.build", *flags, log=directory / "log.txt")
+        run([sys.executable, "-m", "sid_builder.build", *flags], directory / "log.txt")
     else:
         with contextlib.redirect_stdout(sys.stderr):
             sid_builder.build.main(flags)
@@ -129,41 +135,24 @@ def build(name: str, seed: int, directory: Path, arguments: argparse.Namespace) 
 
 def learn(name: str, seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
     """One run of the queue: build, train the decoder, rank the test cases; skipped when its JSON exists."""
-    slug = name.replace(", ", "-").replace(" ", "_")
-    finished = Path(arguments.results) / f"{slug}_seed{seed}.json"
-    directory = Path(arguments.work_dir) / f"{slug}_seed{seed}"
-    if finished.is_file() and (directory / "ranks.npy").is_file():
+    directory = Path(arguments.work_dir) / slug(name, seed)
+    finished = Path(arguments.results) / f"{slug(name, seed)}.json"
+    if finished.is_file():
         return json.loads(finished.read_text(encoding="utf-8"))
     figures = build(name, seed, directory, arguments)
-    shutil.rmtree(directory / "sft", ignore_errors=True)
-    started = time.perf_counter()
-    log = directory / "log.txt"
-    sft = ("--sid_dir", str(directory / "sids"), "--output_dir", str(directory / "sft"))
-    command(
-        "sft.train", "--config", str(DECODER), *sft, "--seed", str(seed), "--disable_tqdm", "true", log=log
-    )
-    command(
-        "sft.merge",
-        "--adapter",
-        str(directory / "sft"),
-        "--output_dir",
-        str(directory / "sft/model"),
-        log=log,
-    )
-    figures["train_seconds"] = round(time.perf_counter() - started)
-    own = [sys.executable, __file__, "--rank", str(directory / "sft" / "model"), "--work_dir", str(directory)]
-    with open(log, "a", encoding="utf-8") as out:
-        subprocess.run(own, check=True, stdout=out, stderr=out)
-    ranks_C = np.load(directory / "ranks.npy")
-    figures["test"] = metrics_of_ranks(ranks_C)
+    decoder = [sys.executable, str(DECODER), "--split", "test", "--seed", str(seed)]
+    decoder += ["--sid_dir", str(directory / "sids"), "--ranks", str(directory / "ranks.npy")]
+    learnt = json.loads(run(decoder, directory / "log.txt").splitlines()[-1])
     figures |= {
-        "cases": len(ranks_C),
-        "decoder": yaml.safe_load(DECODER.read_text(encoding="utf-8")),
+        "test": learnt["metrics"],
+        "coverage@10": learnt["coverage@10"],
+        "ranks": pack(np.load(directory / "ranks.npy")),
+        "decoder": learnt["decoder"] | {"parameters": learnt["parameters"]},
+        "decoder_seconds": {"train": learnt["train_seconds"], "rank": learnt["rank_seconds"]},
         "inputs": {"sids": sha256_file(directory / "sids" / "manifest.json"), **data_hashes(arguments)},
         "code": code_version(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {arguments.jobs} jobs of one thread",
     }
-    shutil.rmtree(directory / "sft")
     finished.parent.mkdir(parents=True, exist_ok=True)
     write_json(finished, figures)
     print(
@@ -172,14 +161,13 @@ def learn(name: str, seed: int, arguments: argparse.Namespace) -> dict[str, Any]
     return figures
 
 
-def rank(model: str, work_dir: str) -> None:
-    """Test ranks of a model's targets, int32 [C], into `ranks.npy`."""
-    from serve.decoding.recommender import Recommender, load_interactions
-    from serve.evaluation.model_ranking import rank_targets
+def pack(rank_C: np.ndarray) -> str:
+    """Ranks of at most 255 as text: bytes, deflated, base64."""
+    return base64.b64encode(zlib.compress(rank_C.astype(np.uint8).tobytes(), 9)).decode()
 
-    recommender = Recommender.load(Path(model))
-    histories = load_interactions(Path(model)).histories("test")
-    np.save(Path(work_dir) / "ranks.npy", rank_targets(recommender, histories, progress=False).item_rank_C)
+
+def unpack(text: str) -> np.ndarray:
+    return np.frombuffer(zlib.decompress(base64.b64decode(text)), dtype=np.uint8).astype(np.int32)
 
 
 def data_hashes(arguments: argparse.Namespace) -> dict[str, str]:
@@ -196,9 +184,7 @@ def compare(runs: list[dict[str, Any]], arguments: argparse.Namespace) -> list[d
         by_name.setdefault(run["name"], []).append(run)
 
     def per_case(name: str, measure: str) -> np.ndarray:
-        slugs = [f"{name.replace(', ', '-').replace(' ', '_')}_seed{run['seed']}" for run in by_name[name]]
-        rows = [measures[measure](np.load(Path(arguments.work_dir) / slug / "ranks.npy")) for slug in slugs]
-        return np.mean(rows, axis=0)
+        return np.mean([measures[measure](unpack(run["ranks"])) for run in by_name[name]], axis=0)
 
     table = []
     for name, of_name in by_name.items():
@@ -281,11 +267,7 @@ def main() -> None:
     parser.add_argument(
         "--results", default=str(ROOT / "benchmarks/results/quantizers"), help="finished runs, as JSON"
     )
-    parser.add_argument("--rank", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.rank:
-        rank(arguments.rank, arguments.work_dir)
-        return
     if not arguments.quick and not (arguments.data_path and arguments.embeddings):
         parser.error("give --data_path and --embeddings, or --quick")
     if arguments.data_path:
@@ -315,7 +297,7 @@ def main() -> None:
         print_builds([run for run in finished if run["seed"] == arguments.seeds[0]])
         result["decoders"] = compare(finished, arguments)
         print_decoders(result["decoders"])
-        result["runs"] = finished
+        result["runs"] = [{key: value for key, value in run.items() if key != "ranks"} for run in finished]
     print(json.dumps(result, sort_keys=True))
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sid_builder.quantizers.codebook import Codebook
-from sid_builder.quantizers.row_chunks import in_order, ranges, read_chunk, rows_per_chunk
+from sid_builder.quantizers.row_chunks import Buffers, in_order, ranges, read_chunk, rows_per_chunk
 from sid_builder.quantizers.row_hash import row_hashes
 
 if TYPE_CHECKING:
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 _SLACK = 1.05  # the largest load over the mean; without room, outbidding takes very long to end
 # A raise is at least this share of the mean squared distance, half of it every 30 rounds later: large steps
-# come near balance fast, small ones do not drive whole clusters to and fro. After ten halvings it starts anew,
-# because centroids that outbid each other in small steps would take thousands of rounds.
+# come near balance fast, small ones do not drive whole clusters to and fro. After ten halvings it starts over:
+# centroids that outbid each other in small steps would take thousands of rounds.
 _LEAST_RAISE = 0.03
 _ROUNDS_PER_HALVING, _HALVINGS = 30, 10
 _ROUNDS_WHILE_LEARNING = 100  # centroids still move, so loads need not be exact yet
@@ -114,13 +114,14 @@ class Balancer:
         count = len(points_MD) if rows_R is None else len(rows_R)
         codes = torch.empty(count, dtype=torch.int64, device=points_MD.device)
         best, margin = torch.empty((2, count), device=points_MD.device)
-        step = rows_per_chunk(points_MD.device)
+        step, buffers = rows_per_chunk(points_MD.device), Buffers()
 
         def search(part: tuple[int, int]) -> None:
             low, high = part
             rows = points_MD[low:high] if rows_R is None else points_MD[rows_R[low:high]]
-            scores_CK = codebook.scores(read_chunk(rows, 0, high - low, step, points_MD.device))
-            best_C, codes_C = scores_CK.max(dim=1)
+            chunk_CD = read_chunk(rows, 0, high - low, step, points_MD.device, buffers)
+            scores_CK, codes_C = codebook.nearest(chunk_CD)
+            best_C = scores_CK.gather(1, codes_C[:, None])[:, 0]
             second_C = scores_CK.scatter_(1, codes_C[:, None], -torch.inf).amax(dim=1)
             codes[low:high], best[low:high] = codes_C[: high - low], best_C[: high - low]
             margin[low:high] = 2 * (best_C - second_C)[: high - low]

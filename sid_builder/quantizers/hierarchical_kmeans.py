@@ -20,7 +20,7 @@ from sid_builder.quantizers import FitContext
 from sid_builder.quantizers.chunked import ChunkedQuantizer, check_enough, shape_of
 from sid_builder.quantizers.codebook import squared_distances
 from sid_builder.quantizers.kmeans import kmeans
-from sid_builder.quantizers.row_chunks import Device, pick_device, read_rows, unit_rows
+from sid_builder.quantizers.row_chunks import Device, pick_device, read_rows, unit_rows_
 from sid_builder.quantizers.row_hash import row_hashes
 
 if TYPE_CHECKING:
@@ -189,7 +189,7 @@ class HierarchicalKMeans(ChunkedQuantizer):
         self.num_children_T = arrays["num_children"]
 
     def _first(self, chunk_CD: "torch.Tensor") -> "torch.Tensor":
-        return unit_rows(chunk_CD) if self.config.normalize == "input" else chunk_CD
+        return unit_rows_(chunk_CD) if self.config.normalize == "input" else chunk_CD
 
     def _is_leaf(self, level: int, hashes: np.ndarray) -> bool:
         """A node that ends early; identical vectors cannot be told apart by more codes."""

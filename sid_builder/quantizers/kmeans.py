@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from sid_builder.quantizers.balanced import Balancer
 from sid_builder.quantizers.codebook import Codebook
-from sid_builder.quantizers.row_chunks import in_order, ranges, read_chunk, rows_per_chunk
+from sid_builder.quantizers.row_chunks import Buffers, in_order, ranges, read_chunk, rows_per_chunk
 
 if TYPE_CHECKING:
     import torch
@@ -139,11 +139,12 @@ def assign(points_MD: "torch.Tensor", codebook: Codebook) -> tuple["torch.Tensor
     device = points_MD.device
     codes_M = torch.empty(len(points_MD), dtype=torch.int64, device=device)
     score_M = torch.empty(len(points_MD), device=device)
-    step = _step(points_MD)
+    step, buffers = _step(points_MD), Buffers()
 
     def search(part: tuple[int, int]) -> None:
         low, high = part
-        best_C, codes_C = codebook.nearest(read_chunk(points_MD, low, high, step, device))
+        scores_CK, codes_C = codebook.nearest(read_chunk(points_MD, low, high, step, device, buffers))
+        best_C = scores_CK.gather(1, codes_C[:, None])[:, 0]
         codes_M[low:high], score_M[low:high] = codes_C[: high - low], best_C[: high - low]
 
     for _ in in_order(search, ranges(len(points_MD), step), device):

@@ -28,7 +28,7 @@ from sid_builder.quantizers.row_chunks import (
     read_chunk,
     read_rows,
     rows_per_chunk,
-    unit_rows,
+    unit_rows_,
 )
 
 if TYPE_CHECKING:
@@ -165,7 +165,7 @@ class OPQ(ChunkedQuantizer):
         self.centroids = [arrays[f"centroids_{digit}"] for digit in range(len(self.level_sizes))]
 
     def _first(self, chunk_CD: "torch.Tensor") -> "torch.Tensor":
-        return unit_rows(chunk_CD) if self.config.normalize == "input" else chunk_CD
+        return unit_rows_(chunk_CD) if self.config.normalize == "input" else chunk_CD
 
     def _bounds(self, num_dims: int) -> list[tuple[int, int]]:
         """Columns [low, high) of each sub-vector; their sizes differ by one at most."""

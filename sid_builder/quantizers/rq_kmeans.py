@@ -20,13 +20,14 @@ from sid_builder.quantizers.chunked import ChunkedQuantizer, check_enough, shape
 from sid_builder.quantizers.codebook import Codebook, squared_distances
 from sid_builder.quantizers.kmeans import kmeans
 from sid_builder.quantizers.row_chunks import (
+    Buffers,
     Device,
     in_order,
     pick_device,
     ranges,
     read_rows,
     rows_per_chunk,
-    unit_rows,
+    unit_rows_,
 )
 
 if TYPE_CHECKING:
@@ -118,11 +119,14 @@ class RQKMeans(ChunkedQuantizer):
     def residual_encoder(
         self, device: "torch.device"
     ) -> Callable[["torch.Tensor"], tuple["torch.Tensor", "torch.Tensor"]]:
-        """A function float32 [C, D] -> (codes int64 [C, L], what the levels leave, as `fit_residual`)."""
+        """A function float32 [C, D] -> (codes int64 [C, L], what the levels leave, as `fit_residual`);
+        overwrites what it is given.
+        """
         import torch
 
+        buffers = Buffers()
         codebooks = [
-            Codebook(centroids_KD, device, prices_K)
+            Codebook(centroids_KD, device, prices_K, buffers)
             for centroids_KD, prices_K in zip(self.centroids, self.prices, strict=True)
         ]
 
@@ -130,7 +134,7 @@ class RQKMeans(ChunkedQuantizer):
             residual_CD, codes = self._first(chunk_CD), []
             for codebook in codebooks:
                 codes.append(codebook.nearest(residual_CD)[1])
-                residual_CD = self._entering(residual_CD - codebook.centroids_KD[codes[-1]])
+                residual_CD = self._entering(codebook.subtract_(residual_CD, codes[-1]))
             return torch.stack(codes, dim=1), residual_CD
 
         return walk
@@ -173,10 +177,10 @@ class RQKMeans(ChunkedQuantizer):
         return residual_ND.numpy()
 
     def _first(self, chunk_CD: "torch.Tensor") -> "torch.Tensor":
-        return chunk_CD if self.config.normalize == "none" else unit_rows(chunk_CD)
+        return chunk_CD if self.config.normalize == "none" else unit_rows_(chunk_CD)
 
     def _entering(self, residual_CD: "torch.Tensor") -> "torch.Tensor":
-        return unit_rows(residual_CD) if self.config.normalize == "residuals" else residual_CD
+        return unit_rows_(residual_CD) if self.config.normalize == "residuals" else residual_CD
 
     def _subtract(self, residual_MD: "torch.Tensor", centroids_KD: np.ndarray, codes_M: np.ndarray) -> float:
         """Turn the residual that entered a level into the one that enters the next, in place.
@@ -191,9 +195,10 @@ class RQKMeans(ChunkedQuantizer):
 
         def subtract(part: tuple[int, int]) -> float:
             low, high = part
-            rest_CD = residual_MD[low:high] - centroids[codes[low:high]]
-            residual_MD[low:high] = self._entering(rest_CD)
-            return float(rest_CD.norm(dim=1).double().sum())
+            rest_CD = residual_MD[low:high].sub_(centroids[codes[low:high]])
+            length = float(rest_CD.norm(dim=1).double().sum())
+            self._entering(rest_CD)
+            return length
 
         parts = ranges(len(residual_MD), rows_per_chunk(device))
         length = sum(in_order(subtract, parts, device)) / len(residual_MD)

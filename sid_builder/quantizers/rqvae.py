@@ -46,7 +46,7 @@ class RQVAEConfig(AutoencoderConfig):
     signal_args: dict[str, Any] = field(
         default_factory=dict, metadata={"help": "Options of the signal, a mapping."}
     )
-    signal_weight: float = field(default=1.0, metadata={"help": "Weight of the signal's loss."})
+    signal_weight: float = field(default=0.1, metadata={"help": "Weight of the signal's loss."})
 
 
 class RQVAE(GradientTrained):

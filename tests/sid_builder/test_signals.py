@@ -29,6 +29,7 @@ SMALL = {
     "batch_size": 200,
     "signal": "cooccurrence",
     "signal_args": {"pairs_per_step": 64},
+    "signal_weight": 1.0,
 }
 
 

@@ -11,6 +11,7 @@ from torch import nn
 
 # Rounds of row and column scaling, as LC-Rec's.
 _SINKHORN_ROUNDS = 50
+_SMALLEST = 1e-300
 # Weight of the past in the running mean of a code's share, per step.
 _USAGE_DECAY = 0.99
 
@@ -18,17 +19,19 @@ _USAGE_DECAY = 0.99
 def sinkhorn_assignment(distance_BK: torch.Tensor, epsilon: float) -> torch.Tensor:
     """Codes int64 [B] that use all of a level about equally: the largest entry per row of the transport plan.
 
-    Distances are centred and divided by half their range first, so `epsilon` does not depend on their unit
-    (LC-Rec, arXiv 2311.09049, uses .003). In float64: exp(1 / .003) is beyond float32.
+    Distances are divided by half their range, so `epsilon` does not depend on their unit (LC-Rec, arXiv
+    2311.09049, uses .003). In float64: exp(-2 / .003) is below float32. Rows and columns are scaled by
+    factors, which costs two products of matrix and vector a round.
     """
     distance_BK = distance_BK.double()
-    low, high = distance_BK.min(), distance_BK.max()
-    scaled_BK = (distance_BK - (low + high) / 2) / ((high - low) / 2 + 1e-12)
-    plan_BK = torch.exp(-scaled_BK / epsilon)
+    half_range = ((distance_BK.max() - distance_BK.min()) / 2).clamp_min(1e-12)
+    nearest_B1 = distance_BK.min(dim=1, keepdim=True).values
+    kernel_BK = torch.exp((nearest_B1 - distance_BK) / (half_range * epsilon))
+    column_K = torch.ones_like(kernel_BK[0])
     for _ in range(_SINKHORN_ROUNDS):
-        plan_BK = plan_BK / plan_BK.sum(dim=0, keepdim=True).clamp_min(1e-300) / plan_BK.shape[1]
-        plan_BK = plan_BK / plan_BK.sum(dim=1, keepdim=True).clamp_min(1e-300) / plan_BK.shape[0]
-    return plan_BK.argmax(dim=1)
+        row_B = 1 / (kernel_BK @ column_K).clamp_min(_SMALLEST)
+        column_K = len(row_B) / len(column_K) / (row_B @ kernel_BK).clamp_min(_SMALLEST)
+    return (kernel_BK * column_K).argmax(dim=1)
 
 
 def kl_to_uniform(distance_BK: torch.Tensor, temperature: float) -> torch.Tensor:

@@ -48,7 +48,7 @@ class AutoencoderOptions:
     rotation: bool = False  # the gradient passes the codes by rotation, else straight through
     weight_decay: float = 0.0
     warm_up_share: float = 0.0  # of the steps, trained without codes
-    signal_weight: float = 1.0
+    signal_weight: float = 0.0
 
 
 @contextlib.contextmanager
