@@ -45,7 +45,7 @@ class DecoderConfig:
     num_heads: int = 4
     intermediate_size: int = 192
     max_history: int = 50
-    epochs: int = 20
+    epochs: int = 15
     users_per_batch: int = 64
     learning_rate: float = 4e-3
     warm_up_steps: int = 100

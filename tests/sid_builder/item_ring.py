@@ -3,7 +3,6 @@
 import numpy as np
 
 from sid_builder import EMBEDDERS, cli
-from sid_builder.catalog import Catalog
 from sid_builder.collaborative import SASRecConfig
 from sid_builder.interactions import Interactions
 from sid_builder.registry import options_class, resolve
