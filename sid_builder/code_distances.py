@@ -7,10 +7,10 @@ Legend: N items, D dimensions, G items of one call, K codes of a level.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import faiss
 import numpy as np
 
 from sid_builder.quantizers import Quantizer
+from sid_builder.quantizers.codebook import squared_distances
 
 
 @dataclass(frozen=True)
@@ -36,4 +36,4 @@ class CodeDistances:
         codes_KL[:, :level] = prefix
         codes_KL[:, level] = np.arange(sizes[level])
         centres_KD = self.quantizer.reconstruct(codes_KL, level + 1)
-        return faiss.pairwise_distances(self.quantizer.prepare(embeddings_GD), centres_KD)
+        return squared_distances(self.quantizer.prepare(embeddings_GD), centres_KD)

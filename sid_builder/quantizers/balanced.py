@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _SLACK = 1.05  # the largest load over the mean; without room, outbidding takes very long to end
 # A raise is at least this share of the mean squared distance, half of it every 30 rounds later: large steps
-# come near balance fast, small ones do not drive whole clusters to and fro. After ten halvings it starts over:
+# come near balance fast, small ones do not drive clusters to and fro. After ten halvings it starts again:
 # centroids that outbid each other in small steps would take thousands of rounds.
 _LEAST_RAISE = 0.03
 _ROUNDS_PER_HALVING, _HALVINGS = 30, 10
