@@ -121,7 +121,9 @@ def test_gradient_of_new_rows_comes_through_head_and_input(index, sids, tmp_path
     plain = _row_gradients(trainer.model)
     assert len(fused) == len(plain) == (1 if tied else 2)
     for ours, reference in zip(fused, plain, strict=True):
-        torch.testing.assert_close(ours, reference, rtol=1e-4, atol=1e-7)
+        # Float32 noise is that of the largest entries, which small ones are sums of.
+        atol = 1e-5 * float(reference.abs().max())
+        torch.testing.assert_close(ours, reference, rtol=1e-4, atol=atol)
         assert ours.abs().sum() > 0
 
 
