@@ -5,8 +5,8 @@ memory-mapped matrix into one `codes.npy`. A shard that is finished is marked, s
 again with any number of processes, goes on with the others. A row's codes depend on the row alone, so they do
 not depend on shards or processes either.
 
-Memory of the process that fits: about three times the sample (`max_bytes`), whatever the catalogue's size;
-of one that encodes: what a chunk per thread takes (see `quantizers.row_chunks`).
+Memory does not depend on the catalogue's size: a process that fits by k-means holds the sample twice (4.3 GiB
+by default), one that encodes a chunk per thread (see `quantizers.row_chunks`). Codes are mapped as well.
 
 Legend: N items, M items fitted on, D dimensions, L levels.
 """

@@ -39,10 +39,16 @@ class Quantizer(Protocol):
         """Learn from all items or a sample of them, float32 [M, D]."""
 
     def encode(self, embeddings_ND: np.ndarray) -> np.ndarray:
-        """Codes int32 [N, L]; the same for the same vectors, whatever the thread count."""
+        """Codes int32 [N, L]; the same for the same vectors, whatever the thread count or the rows around.
+
+        Rows of SIDs shorter than L are padded with -1, and no SID is the prefix of another.
+        """
 
     def reconstruct(self, codes_NL: np.ndarray, levels: int | None = None) -> np.ndarray:
-        """Vectors float32 [N, D] the first `levels` codes stand for, in the space of `prepare`."""
+        """Vectors float32 [N, D] the first `levels` codes stand for, in the space of `prepare`.
+
+        Also for codes that no item has.
+        """
 
     def prepare(self, embeddings_ND: np.ndarray) -> np.ndarray:
         """Float32 [N, D] as it is quantized (normalised, say): what `reconstruct` approximates."""

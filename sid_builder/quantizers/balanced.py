@@ -59,7 +59,8 @@ class Balancer:
         if not finish:
             self.prices_K /= 2
         codes_M, score_M, margin_M = self._two_nearest(Codebook(centroids_KD, device, self.prices_K), None)
-        mean = max(float(self._distances(codes_M, score_M).double().mean()), 1e-12)
+        # By numpy: torch's sums depend on the number of threads.
+        mean = max(float(self._distances(codes_M, score_M).cpu().numpy().mean(dtype=np.float64)), 1e-12)
         for round_ in range(_ROUNDS_TO_FINISH if finish else _ROUNDS_WHILE_LEARNING):
             loads_K = self._loads(codes_M)
             over_K = loads_K > self.capacity
@@ -114,7 +115,7 @@ class Balancer:
         count = len(points_MD) if rows_R is None else len(rows_R)
         codes = torch.empty(count, dtype=torch.int64, device=points_MD.device)
         best, margin = torch.empty((2, count), device=points_MD.device)
-        step, buffers = rows_per_chunk(points_MD.device), Buffers()
+        step, buffers = rows_per_chunk(points_MD.device, count), Buffers()
 
         def search(part: tuple[int, int]) -> None:
             low, high = part

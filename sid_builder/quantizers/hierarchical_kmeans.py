@@ -19,7 +19,7 @@ from sid_builder.errors import InputError
 from sid_builder.quantizers import FitContext
 from sid_builder.quantizers.chunked import ChunkedQuantizer, check_enough, shape_of
 from sid_builder.quantizers.codebook import squared_distances
-from sid_builder.quantizers.kmeans import kmeans
+from sid_builder.quantizers.kmeans import column_means, kmeans
 from sid_builder.quantizers.row_chunks import Device, pick_device, read_rows, unit_rows_
 from sid_builder.quantizers.row_hash import row_hashes
 
@@ -83,7 +83,7 @@ class HierarchicalKMeans(ChunkedQuantizer):
         check_enough(embeddings_MD, self.level_sizes[0], "branching")
         points_MD = read_rows(embeddings_MD, self._first, pick_device(self.config.device))
         hashes_M = row_hashes(points_MD.cpu().numpy())
-        centroids = [points_MD.double().mean(dim=0, keepdim=True).float().cpu().numpy()]
+        centroids = [column_means(points_MD)[None]]
         prices, first_child, num_children = [np.zeros(1, dtype=np.float32)], [0], [0]
         frontier = [(0, np.arange(len(points_MD)))]
         for level, branching in enumerate(self.level_sizes):

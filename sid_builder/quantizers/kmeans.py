@@ -1,7 +1,7 @@
 """K-means: Lloyd's iterations over row chunks, the same by seed whatever the number of threads.
 
-Beside the points (M x D x 4 bytes, which the caller holds) memory goes to 24 bytes a point, to 512 MiB of
-partial sums at most, and to one chunk a thread.
+Beside the points (M x D x 4 bytes, which the caller holds) memory goes to about 30 bytes a point, to 512 MiB
+of partial sums at most, and to one chunk a thread.
 
 Legend: M points, D dimensions, K centroids, C points of a chunk, S points to draw seeds from.
 """
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 _SEEDING_POINTS = 32  # per centroid: seeding then costs less than an iteration
 _SEEDING_ROUNDS = 64
 _FINISHING_ROUNDS = 10  # of moving centroids that are still without points after the last iteration
-_SMALLEST_CHUNK = 64
 _STRIP_BYTES = 512 << 20  # of partial sums held at a time
 _MAX_STRIPS = 16
 # Squared distances come out of a float32 product: below this share of the squared length they are noise.
@@ -98,7 +97,7 @@ def _lloyd(
         if before_M is not None and torch.equal(codes_M, before_M):
             break
         before_M = codes_M
-        centroids_KD = _means(points_MD, codes_M, centroids_KD)
+        centroids_KD = cluster_means(points_MD, codes_M, centroids_KD)
         _move_empty(points_MD, square_M, codes_M, distance_M, centroids_KD)
         bar.update()
     for _ in range(_FINISHING_ROUNDS):
@@ -108,7 +107,9 @@ def _lloyd(
     else:
         codes_M, distance_M = search(finish=True)
     prices_K = None if balancer is None else balancer.prices_K
-    return Clustering(centroids_KD, prices_K, codes_M.cpu().numpy(), float(distance_M.double().sum()))
+    # By numpy, as elsewhere: torch's sums depend on the number of threads.
+    inertia = float(distance_M.cpu().numpy().sum(dtype=np.float64))
+    return Clustering(centroids_KD, prices_K, codes_M.cpu().numpy(), inertia)
 
 
 def _move_empty(
@@ -139,7 +140,7 @@ def assign(points_MD: "torch.Tensor", codebook: Codebook) -> tuple["torch.Tensor
     device = points_MD.device
     codes_M = torch.empty(len(points_MD), dtype=torch.int64, device=device)
     score_M = torch.empty(len(points_MD), device=device)
-    step, buffers = _step(points_MD), Buffers()
+    step, buffers = rows_per_chunk(device, len(points_MD)), Buffers()
 
     def search(part: tuple[int, int]) -> None:
         low, high = part
@@ -162,12 +163,13 @@ def squared_lengths(points_MD: "torch.Tensor") -> "torch.Tensor":
         low, high = part
         square_M[low:high] = points_MD[low:high].square().sum(dim=1)
 
-    for _ in in_order(measure, ranges(len(points_MD), _step(points_MD)), points_MD.device):
+    step = rows_per_chunk(points_MD.device, len(points_MD))
+    for _ in in_order(measure, ranges(len(points_MD), step), points_MD.device):
         pass
     return square_M
 
 
-def _means(points_MD: "torch.Tensor", codes_M: "torch.Tensor", centroids_KD: np.ndarray) -> np.ndarray:
+def cluster_means(points_MD: "torch.Tensor", codes_M: "torch.Tensor", centroids_KD: np.ndarray) -> np.ndarray:
     """Mean of every code's points, a new array; a code without points keeps its centroid.
 
     Points are summed in strips whose number depends on K and D alone, so that threads cannot change a sum.
@@ -187,6 +189,14 @@ def _means(points_MD: "torch.Tensor", codes_M: "torch.Tensor", centroids_KD: np.
         sums_KD += strip_KD.cpu().numpy()
     counts_K1 = torch.bincount(codes_M, minlength=len(centroids_KD)).cpu().numpy()[:, None]
     return np.where(counts_K1 > 0, sums_KD / np.maximum(counts_K1, 1), centroids_KD).astype(np.float32)
+
+
+def column_means(points_MD: "torch.Tensor") -> np.ndarray:
+    """Float32 [D], the same for any number of threads."""
+    import torch
+
+    codes_M = torch.zeros(len(points_MD), dtype=torch.int64, device=points_MD.device)
+    return cluster_means(points_MD, codes_M, np.zeros((1, points_MD.shape[1]), dtype=np.float32))[0]
 
 
 def _seeds(points_MD: "torch.Tensor", num_codes: int, rng: np.random.Generator) -> np.ndarray:
@@ -214,9 +224,3 @@ def _seeds(points_MD: "torch.Tensor", num_codes: int, rng: np.random.Generator) 
             batch = np.unique(np.searchsorted(cumulated_S, rng.random(size) * cumulated_S[-1], side="right"))
         chosen.extend(batch.tolist())
     return points_SD[torch.tensor(chosen)].cpu().numpy()
-
-
-def _step(points_MD: "torch.Tensor") -> int:
-    """Rows of a chunk; fewer points than a chunk need not be padded to a whole one."""
-    full = rows_per_chunk(points_MD.device)
-    return min(full, max(_SMALLEST_CHUNK, 1 << (len(points_MD) - 1).bit_length()))

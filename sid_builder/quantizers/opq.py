@@ -10,7 +10,7 @@ Legend: N items, M items fitted on, D dimensions, C rows of a chunk, L digits, K
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from tqdm import tqdm
@@ -19,7 +19,7 @@ from sid_builder.errors import InputError
 from sid_builder.quantizers import FitContext
 from sid_builder.quantizers.chunked import ChunkedQuantizer, check_enough, shape_of
 from sid_builder.quantizers.codebook import Codebook, squared_distances
-from sid_builder.quantizers.kmeans import kmeans
+from sid_builder.quantizers.kmeans import column_means, kmeans
 from sid_builder.quantizers.row_chunks import (
     Device,
     in_order,
@@ -92,10 +92,11 @@ class OPQ(ChunkedQuantizer):
                 f"quantizer_args.levels: {len(self.level_sizes)} digits for embeddings of {num_dims} "
                 "dimensions; give at most one digit per dimension"
             )
-        self.mean_D = points_MD.double().mean(dim=0).float().cpu().numpy()
+        self.mean_D = column_means(points_MD)
         points_MD -= torch.from_numpy(self.mean_D).to(device)
         covariance_DD = _product(points_MD, lambda low, high: points_MD[low:high])
-        self.rotation_DD = _dealt_axes(covariance_DD, self._bounds(num_dims))
+        variances_D, axes_DD = _alone(torch.linalg.eigh, covariance_DD)
+        self.rotation_DD = _dealt_axes(variances_D.numpy(), axes_DD.numpy(), self._bounds(num_dims))
         rotated_MD = torch.empty_like(points_MD)
         self.centroids = []
         for _ in tqdm(range(self.config.rotations), desc="fitting the rotation", unit="round"):
@@ -106,9 +107,7 @@ class OPQ(ChunkedQuantizer):
                 parts = [table[codes_M[low:high]] for table, codes_M in zip(centroids, codes_LM, strict=True)]
                 return torch.cat(parts, dim=1)
 
-            # The rotation R that minimises |X R - Y|: U V^T of the singular value decomposition of X^T Y.
-            left, _, right = np.linalg.svd(_product(points_MD, decoded))
-            self.rotation_DD = (left @ right).astype(np.float32)
+            self.rotation_DD = _alone(_nearest_rotation, _product(points_MD, decoded))
         self._fit_digits(points_MD, rotated_MD, self.config.iterations)
 
     def prepare(self, embeddings_ND: np.ndarray) -> np.ndarray:
@@ -183,9 +182,8 @@ class OPQ(ChunkedQuantizer):
 
         def rotate(part: tuple[int, int]) -> None:
             low, high = part
-            rotated_MD[low:high] = (read_chunk(points_MD, low, high, step, device) @ rotation_DD)[
-                : high - low
-            ]
+            chunk_CD = read_chunk(points_MD, low, high, step, device)
+            rotated_MD[low:high] = (chunk_CD @ rotation_DD)[: high - low]
 
         for _ in in_order(rotate, ranges(len(points_MD), step), device):
             pass
@@ -203,24 +201,39 @@ class OPQ(ChunkedQuantizer):
         return [torch.from_numpy(clustering.codes_M).to(device) for clustering in found]
 
 
-def _product(points_MD: "torch.Tensor", other: Callable[[int, int], "torch.Tensor"]) -> np.ndarray:
-    """X^T Y float64 [D, D], where `other` gives rows [low, high) of Y; summed in the order of chunks."""
+def _product(points_MD: "torch.Tensor", other: Callable[[int, int], "torch.Tensor"]) -> "torch.Tensor":
+    """X^T Y float64 [D, D] on CPU, where `other` gives rows [low, high) of Y; summed in order of chunks."""
+    import torch
+
     device = points_MD.device
 
     def multiply(part: tuple[int, int]) -> "torch.Tensor":
         return points_MD[part[0] : part[1]].T @ other(*part)
 
-    total_DD = np.zeros((points_MD.shape[1], points_MD.shape[1]))
+    total_DD = torch.zeros((points_MD.shape[1], points_MD.shape[1]), dtype=torch.float64)
     for product_DD in in_order(multiply, ranges(len(points_MD), rows_per_chunk(device)), device):
-        total_DD += product_DD.cpu().numpy()
+        total_DD += product_DD.cpu()
     return total_DD
 
 
-def _dealt_axes(covariance_DD: np.ndarray, bounds: list[tuple[int, int]]) -> np.ndarray:
+def _alone(function: Callable[["torch.Tensor"], Any], matrix_DD: "torch.Tensor") -> Any:
+    """A decomposition on one thread: its last bits would depend on their number."""
+    (result,) = in_order(function, [matrix_DD], matrix_DD.device)
+    return result
+
+
+def _nearest_rotation(product_DD: "torch.Tensor") -> np.ndarray:
+    """The orthogonal R float32 [D, D] that minimises |X R - Y|, of X^T Y = U S V^T: U V^T."""
+    import torch
+
+    left_DD, _, right_DD = torch.linalg.svd(product_DD)
+    return (left_DD @ right_DD).float().numpy()
+
+
+def _dealt_axes(variances_D: np.ndarray, axes_DD: np.ndarray, bounds: list[tuple[int, int]]) -> np.ndarray:
     """Principal axes as columns, float32 [D, D], each dealt to the sub-vector with room whose product of
-    variances is smallest so far, largest variance first.
+    variances is smallest so far, largest variance first. Given in ascending order.
     """
-    variances_D, axes_DD = np.linalg.eigh(covariance_DD)
     logs_D = np.log(np.maximum(variances_D, variances_D[-1] * 1e-12 + 1e-300))
     logs_D -= logs_D.min()  # positive, so that a sub-vector's sum grows with every axis
     columns: list[list[int]] = [[] for _ in bounds]

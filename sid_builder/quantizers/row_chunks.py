@@ -12,6 +12,7 @@ Legend: N rows, D dimensions, C rows of a chunk, K codes of a codebook, L levels
 """
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from threading import local
@@ -29,10 +30,11 @@ Device = Literal["auto", "cpu", "cuda"]
 
 CHUNK_ROWS = 1024  # the scores of a chunk stay in a core's cache between the product and the search
 CUDA_CHUNK_ROWS = 16384
+_SMALLEST_CHUNK = 64
 
 
 def pick_device(name: Device) -> "torch.device":
-    """CUDA where there is one for `auto`.
+    """CUDA where there is one for `auto`; a process of a launcher gets the one of its own.
 
     Raises:
         InputError: if CUDA was asked for and is not there.
@@ -41,11 +43,17 @@ def pick_device(name: Device) -> "torch.device":
 
     if name == "cuda" and not torch.cuda.is_available():
         raise InputError("quantizer_args.device: 'cuda' is not available here; use 'auto' or 'cpu'")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+    if name == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
 
 
-def rows_per_chunk(device: "torch.device") -> int:
-    return CHUNK_ROWS if device.type == "cpu" else CUDA_CHUNK_ROWS
+def rows_per_chunk(device: "torch.device", num_rows: int | None = None) -> int:
+    """C; of a matrix that always has `num_rows` (points to fit on), no more than it needs."""
+    full = CHUNK_ROWS if device.type == "cpu" else CUDA_CHUNK_ROWS
+    if num_rows is None:
+        return full
+    return min(full, max(_SMALLEST_CHUNK, 1 << (num_rows - 1).bit_length()))
 
 
 def ranges(num_rows: int, step: int) -> list[tuple[int, int]]:
