@@ -8,14 +8,13 @@ Legend: N items, M items fitted on, D dimensions, C rows of a chunk, L levels an
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from sid_builder.quantizers import FitContext
 from sid_builder.quantizers.chunked import ChunkedQuantizer, check_enough
 from sid_builder.quantizers.opq import OPQ, OPQConfig
-from sid_builder.quantizers.row_chunks import Device
 from sid_builder.quantizers.rq_kmeans import RQKMeans, RQKMeansConfig
 
 if TYPE_CHECKING:
@@ -23,28 +22,12 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class RQOPQConfig:
-    """Shape of levels and tail and how they are learnt."""
+class RQOPQConfig(RQKMeansConfig):
+    """Shape of levels and tail and how they are learnt; what `rq_kmeans` has goes for the levels."""
 
-    levels: int = field(default=3, metadata={"help": "Levels of residual k-means."})
-    codes_per_level: int | list[int] = field(
-        default=256, metadata={"help": "Codebook size of the levels, one number or one per level."}
-    )
     tail_digits: int = field(default=2, metadata={"help": "Digits of the tail, further codes of the SID."})
     tail_codes: int = field(default=256, metadata={"help": "Codebook size of a digit."})
-    normalize: Literal["residuals", "input", "none"] = field(
-        default="residuals",
-        metadata={"help": "L2-normalise before every level, before the first only, or never."},
-    )
-    balanced: bool = field(
-        default=False,
-        metadata={"help": "Let no code of a level hold more than 1.05 times the mean (or the mean + 1)."},
-    )
     rotations: int = field(default=10, metadata={"help": "Times the tail's rotation is fitted."})
-    iterations: int = field(default=25, metadata={"help": "Lloyd iterations per level and digit."})
-    device: Device = field(
-        default="auto", metadata={"help": "Where distances are computed; auto: CUDA if there is one."}
-    )
 
 
 class RQOPQ(ChunkedQuantizer):
@@ -55,17 +38,7 @@ class RQOPQ(ChunkedQuantizer):
     def __init__(self, config: RQOPQConfig, seed: int = 0) -> None:
         self.config = config
         self.seed = seed
-        self.head = RQKMeans(
-            RQKMeansConfig(
-                levels=config.levels,
-                codes_per_level=config.codes_per_level,
-                normalize=config.normalize,
-                balanced=config.balanced,
-                iterations=config.iterations,
-                device=config.device,
-            ),
-            seed,
-        )
+        self.head = RQKMeans(config, seed)
         self.tail = OPQ(
             OPQConfig(
                 levels=config.tail_digits,
