@@ -60,9 +60,9 @@ CASES: dict[str, tuple[str, dict[str, Any], bool]] = {
 }
 # What --quick changes, so that every quantizer trains for a second or two.
 QUICK: dict[str, dict[str, Any]] = {
-    "rvq": {"steps": 200},
-    "rqvae": {"steps": 200},
-    "rq_kmeans_plus": {"steps": 200},
+    "rvq": {"steps": 100},
+    "rqvae": {"steps": 100},
+    "rq_kmeans_plus": {"steps": 100},
     "hierarchical_kmeans": {"branching": 16},
     "rq_opq": {"tail_codes": 32},
 }
