@@ -133,7 +133,7 @@ def test_seconds_come_from_the_manifest(sets):
     ("paths", "names"),
     [
         (["out/a/sids", "out/b/sids"], ["a", "b"]),
-        (["out/a", "out/b", "/tmp/c"], None),
+        (["out/a", "out/b", "/elsewhere/c"], None),
         (["out/a", "out/a/b"], None),
         (["x/a/1", "x/b/1", "x/b/2"], ["a/1", "b/1", "b/2"]),
     ],
