@@ -1,8 +1,14 @@
-"""Template packs: YAML files that hold every word a model reads, apart from the items."""
+"""Template packs: YAML files that hold every word a model reads, apart from the items.
+
+A pack is exact to the byte: frame, separators, the look of an item in a history, and what ends an answer are
+all written in it, so that prompts an existing checkpoint was trained on can be brought along unchanged.
+"""
 
 import dataclasses
 import string
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +18,33 @@ from prompts import PACKS
 from sid_builder.cli import build_dataclass, load_yaml
 from sid_builder.errors import InputError
 
-# What a template may refer to. SID fields are spelled tokens, title fields are text, `query` is free text.
-FIELDS = {"history_sids", "history_titles", "sid", "title", "query"}
+# What a template may refer to: SIDs as spelled tokens, columns of the catalogue as text, words of a user.
+HISTORY_FIELDS = {"history_sids", "history_titles"}
+ITEM_FIELDS = {"sid", "title", "description", "brand", "categories", "price"}
+USER_FIELDS = {"query", "intention", "preference"}
+FIELDS = HISTORY_FIELDS | ITEM_FIELDS | USER_FIELDS
+
+
+def fields_of(text: str) -> set[str]:
+    """Names in braces of a template text."""
+    return {name for _, name, _, _ in string.Formatter().parse(text) if name is not None}
 
 
 @dataclass(frozen=True)
 class Template:
-    """One wording: what the user says and what the assistant answers."""
+    """One wording: what the user says and what the assistant answers.
+
+    A held-out wording is never trained on: it is there to measure what another way of asking costs.
+    """
 
     user: str
     answer: str
+    held_out: bool = False
+
+    @cached_property
+    def fields(self) -> set[str]:
+        """Every field the wording refers to."""
+        return fields_of(self.user) | fields_of(self.answer)
 
 
 @dataclass(frozen=True)
@@ -31,33 +54,56 @@ class PromptPack:
     The frame is a chat template: the tokenizer's own when `chat_template` is null, else this Jinja text,
     which vocabulary extension stores in the tokenizer, so that the endpoint frames a conversation as
     training did.
+
+    `answer_end` is what an answer ends with. Null: the first token the frame puts after an answer, the
+    end-of-turn token. A text stands for itself, with `{eos}` for the tokenizer's end-of-text token:
+    "\\n{eos}" is how MiniOneRec's targets end. `history_sid` and `history_title` are how one item looks in a
+    history. Descriptions are cut to their first `max_description_words` words.
     """
 
     tasks: dict[str, list[Template]]
     system: str | None = None
     chat_template: str | None = None
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
+    answer_end: str | None = None
+    history_sid: str = "{sid}"
     history_separator: str = " "
+    history_title: str = "{title}"
+    title_separator: str = ", "
     max_history: int = 20
     max_prompt_tokens: int = 512
+    max_description_words: int = 40
 
     def __post_init__(self) -> None:
-        if self.max_history < 1:
-            raise InputError(f"max_history: {self.max_history!r}; at least 1 item is needed")
+        for name in ("max_history", "max_prompt_tokens", "max_description_words"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name}: {getattr(self, name)!r}; at least 1 is needed")
+        for name, wanted in (("history_sid", "sid"), ("history_title", "title")):
+            if fields_of(getattr(self, name)) != {wanted}:
+                raise InputError(f"pack: {name} is {getattr(self, name)!r}; it must hold {{{wanted}}} alone")
+        if self.answer_end is not None and (not self.answer_end or fields_of(self.answer_end) - {"eos"}):
+            raise InputError(f"pack: answer_end is {self.answer_end!r}; give a text, {{eos}} or null")
         for task, templates in self.tasks.items():
-            if not templates:
-                raise InputError(f"pack: task {task!r} has no templates; add one")
+            if all(template.held_out for template in templates):
+                raise InputError(f"pack: task {task!r} has no template to train on; add one")
             for template in templates:
-                for text in (template.user, template.answer):
-                    names = {name for _, name, _, _ in string.Formatter().parse(text) if name is not None}
-                    if names - FIELDS:
-                        bad = sorted(names - FIELDS)[0]
-                        raise InputError(f"pack: task {task!r} refers to {{{bad}}}; use {sorted(FIELDS)}")
+                if template.fields - FIELDS:
+                    bad = sorted(template.fields - FIELDS)[0]
+                    raise InputError(f"pack: task {task!r} refers to {{{bad}}}; use {sorted(FIELDS)}")
 
     def templates(self, task: str) -> list[Template]:
         if task not in self.tasks:
             raise InputError(f"task: {task!r} has no templates in this pack; it has {sorted(self.tasks)}")
         return self.tasks[task]
+
+    def wordings(self, task: str, held_out: bool = False) -> list[int]:
+        """Numbers of a task's wordings to train on, or of those kept from training."""
+        templates = self.templates(task)
+        return [number for number, template in enumerate(templates) if template.held_out == held_out]
+
+    def fields(self, tasks: Sequence[str]) -> set[str]:
+        """Every field the wordings of these tasks refer to."""
+        return {name for task in tasks for template in self.templates(task) for name in template.fields}
 
     @staticmethod
     def load(name_or_path: str | Path) -> "PromptPack":

@@ -1,27 +1,42 @@
 """The one object that turns items and words into token ids: for SFT, RL, evaluation and the endpoint."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from prompts.pack import PromptPack, Template
+from prompts.pack import HISTORY_FIELDS, PromptPack, Template
 from prompts.vocabulary import SidVocabulary
 from sid_builder.errors import InputError
 from sid_builder.sid_index import SidIndex
 
 PACK_FILE = "prompt_pack.yaml"
-_MARK = "\u241e"  # stands for the history while a frame is cut in two
+_MARK = "\u241e"  # stands for what varies while a frame is cut in two
+
+Turn = tuple[str, int]  # what the user said, and the item that was shown in answer
 
 
 @dataclass(frozen=True)
 class Rendered:
-    """Token ids of one prompt and of its answer (the answer ends with the end-of-turn token)."""
+    """Token ids of one prompt and of its answer (the answer ends with the pack's `answer_end`)."""
 
     prompt_ids: list[int]
     completion_ids: list[int]
+
+
+@dataclass(frozen=True)
+class SeqrecPieces:
+    """Token ids that are the same in every seqrec prompt of one wording.
+
+    SID tokens are whole tokens, so a prompt is exactly `before + sid + between + sid + ... + after`:
+    histories of one user share a trunk, and evaluation renders without running the tokenizer.
+    """
+
+    before: list[int]
+    between: list[int]
+    after: list[int]
 
 
 class PromptTemplate:
@@ -52,117 +67,200 @@ class PromptTemplate:
         )
 
     @cached_property
-    def end_id(self) -> int:
-        """The end-of-turn token: what the frame puts right after an assistant's answer."""
+    def end_ids(self) -> list[int]:
+        """What every answer ends with, by `answer_end` of the pack."""
+        if self.pack.answer_end is not None:
+            return self._encode(self.pack.answer_end.format(eos=self.tokenizer.eos_token or ""))
         turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": _MARK}]
-        after = self._frame(turns, generation_prompt=False).partition(_MARK)[2]
-        ids = self.tokenizer.encode(after, add_special_tokens=False)
+        ids = self._encode(self._frame(turns, generation_prompt=False).partition(_MARK)[2])
         if not ids:
             raise InputError(
                 "prompt_pack: the chat template puts nothing after an answer; end it with eos_token"
             )
-        return ids[0]
+        return ids[:1]
 
-    def messages(self, user: str) -> list[dict[str, str]]:
-        """Chat messages of a request, as an OpenAI client sends them."""
-        system = [{"role": "system", "content": self.pack.system}] if self.pack.system else []
-        return [*system, {"role": "user", "content": user}]
+    @property
+    def end_id(self) -> int:
+        """The first token behind an answer: where a decoder stops."""
+        return self.end_ids[0]
 
-    def encode_prompt(self, user: str) -> list[int]:
-        """Token ids of what the model reads before it answers a user who said `user`."""
-        text = self._frame(self.messages(user), generation_prompt=True)
+    def _encode(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=False)
 
+    def messages(self, user: str, turns: Sequence[Turn] = ()) -> list[dict[str, str]]:
+        """Chat messages of a request, as an OpenAI client sends them.
+
+        Args:
+            turns: what was said and shown before, oldest first.
+        """
+        messages = [{"role": "system", "content": self.pack.system}] if self.pack.system else []
+        for said, shown in turns:
+            messages.append({"role": "user", "content": said})
+            messages.append({"role": "assistant", "content": self.index.semantic_ids.spell(shown)})
+        return [*messages, {"role": "user", "content": user}]
+
+    def encode_prompt(self, user: str, turns: Sequence[Turn] = ()) -> list[int]:
+        """Token ids of what the model reads before it answers a user who said `user`."""
+        return self._encode(self._frame(self.messages(user, turns), generation_prompt=True))
+
     def spell_history(self, history: Sequence[int] | np.ndarray) -> str:
-        return self.pack.history_separator.join(self.index.semantic_ids.spell(int(item)) for item in history)
+        spell = self.index.semantic_ids.spell
+        return self.pack.history_separator.join(
+            self.pack.history_sid.format(sid=spell(int(item))) for item in history
+        )
 
-    def user_text(self, template: Template, history: Sequence[int] | np.ndarray = (), **fields: str) -> str:
-        """The user's words, with the history bounded to the pack's item and token budget."""
-        history = list(history)[-self.pack.max_history :]
-        while True:
-            text = self._fill(template.user, history, fields)
-            if len(history) <= 1 or len(self.encode_prompt(text)) <= self.pack.max_prompt_tokens:
-                return text
-            # Drop what is over budget in one go where that is known, else the oldest item.
-            history = history[1:]
+    def title_history(self, history: Sequence[int] | np.ndarray) -> str:
+        titles = self.index.catalog.titles
+        return self.pack.title_separator.join(
+            self.pack.history_title.format(title=titles[int(item)]) for item in history
+        )
 
-    def _fill(self, text: str, history: list[int], fields: dict[str, str]) -> str:
+    def user_text(
+        self,
+        template: Template,
+        history: Sequence[int] | np.ndarray = (),
+        turns: Sequence[Turn] = (),
+        fields: Mapping[str, str] | None = None,
+    ) -> str:
+        """The user's words, with the history bounded to the pack's item and token budget.
+
+        Raises:
+            InputError: when the prompt is over budget with a single item of history, or with none.
+        """
+        newest = [int(item) for item in history[-self.pack.max_history :]]
+        budget = self.pack.max_prompt_tokens
+        texts = fields or {}
+
+        def size(kept: int) -> int:
+            text = self._fill(template.user, newest[len(newest) - kept :], texts)
+            return len(self.encode_prompt(text, turns))
+
+        # The most items that fit, by bisection: every item more makes a prompt longer.
+        low, high = min(1, len(newest)), len(newest)
+        if not newest or size(high) > budget:
+            while low < high:
+                middle = (low + high + 1) // 2
+                low, high = (middle, high) if size(middle) <= budget else (low, middle - 1)
+            if size(low) > budget:
+                raise InputError(
+                    f"max_prompt_tokens: {budget} is too small for the wording {template.user[:60]!r}, which "
+                    f"takes {size(low)} tokens with {low} item(s) of history; raise it or shorten the texts"
+                )
+            newest = newest[len(newest) - low :]
+        return self._fill(template.user, newest, texts)
+
+    def _fill(self, text: str, history: Sequence[int], fields: Mapping[str, str]) -> str:
         if "{history_sids}" in text:
             fields = {**fields, "history_sids": self.spell_history(history)}
         if "{history_titles}" in text:
-            fields = {
-                **fields,
-                "history_titles": ", ".join(self.index.catalog.titles[int(item)] for item in history),
-            }
+            fields = {**fields, "history_titles": self.title_history(history)}
         return text.format(**fields)
+
+    def item_fields(self, item: int) -> dict[str, str]:
+        """Texts of an item by field; a field the catalogue has nothing for is left out."""
+        row = self.index.catalog.row(item)
+        words = row["description"].split()[: self.pack.max_description_words]
+        texts = {
+            "sid": self.index.semantic_ids.spell(item),
+            "title": row["title"],
+            "description": " ".join(words),
+            "brand": row["brand"],
+            "categories": ", ".join(row["categories"]),
+            "price": "" if row["price"] is None else f"{row['price']:.2f}",
+        }
+        return {name: text for name, text in texts.items() if text}
+
+    def usable_wordings(self, task: str, given: set[str], held_out: bool = False) -> list[int]:
+        """Numbers of the task's wordings that refer to nothing but `given` (field names with a text)."""
+        templates = self.pack.templates(task)
+        return [n for n in self.pack.wordings(task, held_out) if templates[n].fields <= given]
 
     def render(
         self,
         task: str,
-        item: int,
+        item: int | None,
         history: Sequence[int] | np.ndarray = (),
         wording: int = 0,
-        query: str = "",
+        turns: Sequence[Turn] = (),
+        **texts: str,
     ) -> Rendered:
-        """One example: the prompt of `task` in its `wording`-th template and the answer for `item`."""
+        """One example: the prompt of `task` in its `wording`-th template and the answer.
+
+        Args:
+            item: the item the template's fields `sid`, `title`, ... are about; None where it has none.
+            texts: words of the user: `query`, `intention`, `preference`.
+
+        Raises:
+            InputError: for a field the template refers to and nothing is given for, naming the item.
+        """
         template = self.pack.templates(task)[wording]
-        fields = {
-            "sid": self.index.semantic_ids.spell(item),
-            "title": self.index.catalog.titles[item],
-            "query": query,
-        }
-        prompt_ids = self.encode_prompt(self.user_text(template, history, **fields))
-        answer_ids = self.tokenizer.encode(template.answer.format(**fields), add_special_tokens=False)
-        return Rendered(prompt_ids, [*answer_ids, self.end_id])
+        fields = {**(self.item_fields(item) if item is not None else {}), **texts}
+        missing = template.fields - HISTORY_FIELDS - fields.keys()
+        if missing:
+            name = sorted(missing)[0]
+            whose = f"item {self.index.catalog.item_ids[item]!r}" if item is not None else "the user"
+            raise InputError(f"pack: task {task!r} refers to {{{name}}}, and {whose} has none; add it")
+        prompt_ids = self.encode_prompt(self.user_text(template, history, turns, fields), turns)
+        return Rendered(prompt_ids, [*self._encode(template.answer.format(**fields)), *self.end_ids])
 
-    def prompt(self, task: str, history: Sequence[int] | np.ndarray = (), query: str = "") -> list[int]:
-        """Prompt ids alone, in the task's first wording: what RL, evaluation and the endpoint ask."""
-        return self.encode_prompt(self.user_text(self.pack.templates(task)[0], history, query=query))
+    def prompt(
+        self, task: str, history: Sequence[int] | np.ndarray = (), wording: int = 0, **texts: str
+    ) -> list[int]:
+        """Prompt ids alone, by default in the task's first wording: what RL and the endpoint ask."""
+        return self.encode_prompt(self.user_text(self.pack.templates(task)[wording], history, fields=texts))
 
-    @cached_property
-    def _seqrec_frame(self) -> tuple[list[int], list[int], list[int]]:
-        template = self.pack.templates("seqrec")[0]
-        user = template.user.format(history_sids=_MARK, query="")
-        framed = self._frame(self.messages(user), generation_prompt=True)
-        before, mark, after = framed.partition(_MARK)
-        assert mark, "seqrec's first wording must hold {history_sids}"
-        encode = self.tokenizer.encode
-        return tuple(
-            encode(text, add_special_tokens=False) for text in (before, self.pack.history_separator, after)
-        )
-
-    def seqrec_pieces(self) -> tuple[list[int], list[int], list[int]]:
+    def seqrec_pieces(self, wording: int = 0) -> SeqrecPieces:
         """Token ids before the history, between two items and after the history of a seqrec prompt.
 
-        SID tokens are whole tokens, so a prompt is exactly `before + sid + between + sid + ... + after`:
-        histories of one user share a trunk, and evaluation renders without running the tokenizer. A test
-        holds this against `prompt`.
+        A test holds this against `prompt`.
         """
-        return self._seqrec_frame
+        if wording not in self._pieces:
+            text = self.pack.templates("seqrec")[wording].user
+            framed = self._frame(self.messages(text.format(history_sids=_MARK)), generation_prompt=True)
+            before, mark, after = framed.partition(_MARK)
+            assert mark, "seqrec's wordings hold {history_sids}"
+            left, right = self.pack.history_sid.split("{sid}")
+            between = right + self.pack.history_separator + left
+            self._pieces[wording] = SeqrecPieces(*map(self._encode, (before + left, between, right + after)))
+        return self._pieces[wording]
+
+    @cached_property
+    def _pieces(self) -> dict[int, SeqrecPieces]:
+        bad = [t.user for t in self.pack.templates("seqrec") if t.user.count("{history_sids}") != 1]
+        if bad:
+            raise InputError(
+                f"pack: task 'seqrec' has the wording {bad[0]!r}; it needs {{history_sids}} once"
+            )
+        return {}
 
     @cached_property
     def sid_ids(self) -> list[list[int]]:
         """Token ids of every item's SID."""
         return [self.vocabulary.encode(codes) for codes in self.index.semantic_ids.codes_NL]
 
-    def bounded_history(self, history: Sequence[int] | np.ndarray) -> list[int]:
+    def bounded_history(self, history: Sequence[int] | np.ndarray, wording: int = 0) -> list[int]:
         """The newest items of a history that fit a seqrec prompt: at most `max_history`, at least 1."""
-        before, between, after = self.seqrec_pieces()
+        pieces = self.seqrec_pieces(wording)
         newest = [int(item) for item in history[-self.pack.max_history :]]
-        room = self.pack.max_prompt_tokens - len(before) - len(after) + len(between)
+        room = self.pack.max_prompt_tokens - len(pieces.before) - len(pieces.after) + len(pieces.between)
         for kept, item in enumerate(reversed(newest)):
-            room -= len(self.sid_ids[item]) + len(between)
+            room -= len(self.sid_ids[item]) + len(pieces.between)
             if room < 0:
-                return newest[len(newest) - max(kept, 1) :]
+                if not kept:
+                    raise InputError(
+                        f"max_prompt_tokens: {self.pack.max_prompt_tokens} is too small for a seqrec prompt "
+                        f"with a single item; raise it to {self.pack.max_prompt_tokens - room} or more"
+                    )
+                return newest[len(newest) - kept :]
         return newest
 
-    def seqrec_prompt(self, history: Sequence[int] | np.ndarray) -> list[int]:
+    def seqrec_prompt(self, history: Sequence[int] | np.ndarray, wording: int = 0) -> list[int]:
         """Same ids as `prompt("seqrec", history)` without the tokenizer: for evaluation and rollouts."""
         if not len(history):  # without a SID in between, the frame's two halves may share a token
-            return self.prompt("seqrec")
-        before, between, after = self.seqrec_pieces()
-        ids = list(before)
-        for position, item in enumerate(self.bounded_history(history)):
-            ids += between if position else []
+            return self.prompt("seqrec", wording=wording)
+        pieces = self.seqrec_pieces(wording)
+        ids = list(pieces.before)
+        for position, item in enumerate(self.bounded_history(history, wording)):
+            ids += pieces.between if position else []
             ids += self.sid_ids[item]
-        return ids + after
+        return ids + pieces.after

@@ -102,13 +102,13 @@ def _pairs_of(
     if only_hits and wrong.all():
         return []
     prompt_ids = template.seqrec_prompt(history)
-    chosen_ids = [*template.sid_ids[target], template.end_id]
+    chosen_ids = [*template.sid_ids[target], *template.end_ids]
     pairs = []
     for rank in np.flatnonzero(wrong)[:num_negatives].tolist():
         codes = ranking.codes_BL[rank]
         leaf = trie.leaf_of([int(code) for code in codes if code >= 0])
         assert leaf is not None
         rejected = int(trie.items_of_leaf(leaf)[0])
-        rejected_ids = [*template.vocabulary.encode(codes), template.end_id]
+        rejected_ids = [*template.vocabulary.encode(codes), *template.end_ids]
         pairs.append(Preference(prompt_ids, chosen_ids, rejected_ids, target, rejected, rank))
     return pairs

@@ -73,7 +73,9 @@ def request_messages(
     for wordings in template.pack.tasks.values():
         user = wordings[0].user
         if "{query}" in user and bool(history) == ("{history_" in user):
-            return template.messages(template.user_text(wordings[0], history, query=message or ""))
+            return template.messages(
+                template.user_text(wordings[0], history, fields={"query": message or ""})
+            )
     if history:
         raise InputError("history: no wording of this model holds a history and a request; give one of them")
     return template.messages(message or "")

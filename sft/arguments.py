@@ -18,6 +18,49 @@ class LoraOptions:
     alpha: int = field(default=32, metadata={"help": "scale; the update is multiplied by alpha / r"})
     dropout: float = field(default=0.05, metadata={"help": "dropout before the down-projection"})
     target_modules: str = field(default="all-linear", metadata={"help": "PEFT's name of the adapted layers"})
+    use_dora: bool = field(default=False, metadata={"help": "learn magnitude and direction apart (DoRA)"})
+    use_rslora: bool = field(default=False, metadata={"help": "scale by alpha / sqrt(r), for high ranks"})
+
+
+@dataclass(frozen=True)
+class NewTokenOptions:
+    """`new_tokens:` in YAML: how the SID tokens' embeddings begin and learn."""
+
+    init: Literal["mean", "text", "codebook"] = field(
+        default="mean",
+        metadata={
+            "help": "mean: around the mean of the old rows; text: mean of the title words of the items under "
+            "a code; codebook: the code's centroid, mapped into the embedding space"
+        },
+    )
+    train: Literal["rows", "full"] = field(
+        default="rows",
+        metadata={"help": "with lora: train only the SID rows of the embeddings, or whole embeddings"},
+    )
+    warmup_steps: int = field(
+        default=0,
+        metadata={"help": "first steps in which the SID rows learn alone, before the adapters join"},
+    )
+
+
+@dataclass(frozen=True)
+class LayoutOptions:
+    """`layout:` in YAML: how examples lie in a batch. The loss is the same in every layout."""
+
+    positions: Literal["all", "windows"] = field(
+        default="all",
+        metadata={"help": "all: a user's targets share one row as branches; windows: one row per target"},
+    )
+    batches: Literal["packed", "padded", "padding_free"] = field(
+        default="packed",
+        metadata={
+            "help": "packed: small rows beside each other under a 4-D mask; padded: a row per example; "
+            "padding_free: all tokens in one row without a mask (windows only; flash attention on GPUs)"
+        },
+    )
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = field(
+        default="sdpa", metadata={"help": "flash_attention_2 takes no 4-D mask: padding_free only"}
+    )
 
 
 @dataclass
@@ -41,6 +84,10 @@ class SftArguments:
     task_weights: dict[str, float] | None = field(
         default=None, metadata={"help": "passes over each task's data, e.g. {seqrec: 1.0, title2sid: 2.0}"}
     )
+    intents: str | None = field(
+        default=None,
+        metadata={"help": "requests in words (sft.compose_intents, or JSONL): for itemsearch and its kin"},
+    )
     hold_out_last: bool = field(
         default=False,
         metadata={
@@ -52,9 +99,11 @@ class SftArguments:
         default="lora", metadata={"help": "adapters + new rows, or all weights"}
     )
     lora: LoraOptions | None = field(default=None, metadata={"help": "options of training=lora"})
-    new_token_training: Literal["rows", "full"] = field(
-        default="rows",
-        metadata={"help": "with lora: train only the SID rows of the embeddings, or whole embeddings"},
+    new_tokens: NewTokenOptions = field(
+        default_factory=NewTokenOptions, metadata={"help": "how the SID tokens' embeddings begin and learn"}
+    )
+    layout: LayoutOptions = field(
+        default_factory=LayoutOptions, metadata={"help": "how examples lie in a batch"}
     )
     load_in_4bit: bool = field(default=False, metadata={"help": "QLoRA: base weights in nf4 (extra [qlora])"})
     dtype: Literal["float32", "bfloat16", "float16"] = field(
@@ -62,6 +111,10 @@ class SftArguments:
     )
     valid_cases: int = field(
         default=0, metadata={"help": "rank this many valid cases at every evaluation step; 0 turns it off"}
+    )
+    plan: bool = field(
+        default=False,
+        metadata={"help": "say what the run would cost (tokens, FLOPs, memory, hours) and stop"},
     )
     overwrite: bool = field(default=False, metadata={"help": "replace a finished run in output_dir"})
 
@@ -88,7 +141,24 @@ class SftArguments:
             raise InputError(f"sid_dir: {self.sid_dir!r} is no directory; run sid_builder.build first")
         if self.max_history is not None and self.max_history < 1:
             raise InputError(f"max_history: {self.max_history}; at least 1 item is needed")
+        if self.intents is not None and not Path(self.intents).exists():
+            raise InputError(f"intents: {self.intents!r} does not exist; run sft.compose_intents first")
+        if self.new_tokens.warmup_steps < 0:
+            raise InputError(f"new_tokens.warmup_steps: {self.new_tokens.warmup_steps}; give 0 or more")
+        self._check_layout()
         check_weights(self.task_weights or {})
+
+    def _check_layout(self) -> None:
+        layout = self.layout
+        if layout.batches == "padding_free" and layout.positions != "windows":
+            raise InputError(
+                "layout.batches: 'padding_free' has no mask for branches; set layout.positions: windows"
+            )
+        if layout.attention == "flash_attention_2" and layout.batches != "padding_free":
+            raise InputError(
+                f"layout.attention: 'flash_attention_2' takes no 4-D mask, which batches: {layout.batches!r} "
+                "needs; set layout.batches: padding_free"
+            )
 
 
 def check_weights(task_weights: Mapping[str, float]) -> None:

@@ -1,4 +1,4 @@
-"""One training row, and batches of them.
+"""One training row.
 
 A row is a trunk with branches (see `prompts.branches`); an ordinary prompt and answer is a trunk alone.
 Labels are already shifted: `shift_labels[i]` is what the model should say after `input_ids[i]`, `IGNORE`
@@ -7,28 +7,66 @@ where nothing is learnt.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
-import torch
 
-from prompts.branches import IGNORE, Branch, BranchBatch
+from prompts.branches import IGNORE, Branch
+from prompts.intents import IntentKind, Intents
 from prompts.template import PromptTemplate, Rendered
+from sid_builder.errors import InputError
 from sid_builder.interactions import Histories, Interactions
 from sid_builder.sid_index import SidIndex
+
+Positions = Literal["all", "windows"]
 
 
 @dataclass(frozen=True)
 class TaskContext:
-    """What a task may read. Tasks learn from `train_cases` alone."""
+    """What a task may read: all of it, or one of `num_parts` contiguous parts.
+
+    Tasks learn from `train_cases`, `train_intents` and `items` alone. The rows of a part depend on the part
+    and its random stream, not on who makes them: parts are made in parallel and after an interruption.
+    """
 
     index: SidIndex
     interactions: Interactions
     template: PromptTemplate
+    intents: Intents | None = None
+    positions: Positions = "all"
+    part: int = 0
+    num_parts: int = 1
+
+    def _share(self, size: int) -> tuple[int, int]:
+        return size * self.part // self.num_parts, size * (self.part + 1) // self.num_parts
 
     def train_cases(self) -> Histories:
-        """Train's cases whose target is on the shelf: a removed item is no answer, only part of histories."""
-        return self.index.reachable(self.interactions.histories("train"))
+        """Train's cases whose target is on the shelf: a removed item is no answer, only part of histories.
+
+        A part has the cases of its share of the sequences.
+        """
+        return self.index.reachable(
+            self.interactions.histories("train", *self._share(self.interactions.num_sequences))
+        )
+
+    def items(self) -> np.ndarray:
+        """Item indices on the shelf, ascending, int64."""
+        low, high = self._share(self.index.catalog.num_items)
+        return low + np.flatnonzero(self.index.live_N[low:high])
+
+    def train_intents(self, *kinds: IntentKind) -> Intents:
+        """Train's intents of these kinds.
+
+        Raises:
+            InputError: when the run was given no intents.
+        """
+        if self.intents is None:
+            raise InputError(
+                f"task_weights: a task with weight needs intents of kind {' or '.join(kinds)}, and there are "
+                "none; pass --intents (sft.compose_intents writes them from the catalogue)"
+            )
+        chosen = self.intents.select(kinds, "train")
+        return chosen.slice(*self._share(len(chosen)))
 
 
 @dataclass(frozen=True)
@@ -76,39 +114,4 @@ class TaskExample:
             "branch_attach": np.array(self.branch_attach, dtype=np.int32),
             "branch_length": np.array(self.branch_length, dtype=np.int32),
             "length": len(self.input_ids),
-        }
-
-
-class BranchCollator:
-    """Rows -> model inputs: a 4-D mask and position ids, small examples packed beside each other.
-
-    So a batch mixes tasks at random without paying for padding: ten questions of 20 tokens lie in the row
-    that one history of 200 fills.
-    """
-
-    def __init__(self, pad_id: int, dtype: torch.dtype) -> None:
-        self.pad_id = pad_id
-        self.dtype = dtype
-
-    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        trunks, branches, trunk_labels = [], [], []
-        for row in rows:
-            ids, labels = list(row["input_ids"]), list(row["shift_labels"])
-            start = len(ids) - sum(row["branch_length"])
-            trunks.append(ids[:start])
-            trunk_labels.append(labels[:start])
-            own = []
-            for attach, length in zip(row["branch_attach"], row["branch_length"], strict=True):
-                own.append(Branch(attach, ids[start : start + length], labels[start : start + length]))
-                start += length
-            branches.append(own)
-        batch = BranchBatch.from_branches(trunks, branches, self.pad_id, trunk_labels, pack=True)
-        return {
-            "input_ids": batch.input_ids_BQ,
-            "position_ids": batch.position_ids_BQ,
-            "attention_mask": batch.attention_mask(self.dtype),
-            "shift_labels": batch.shift_labels_BQ,
-            # Trainer divides the loss by the number of labels, and looks for it only where this key is
-            # present.
-            "labels": batch.shift_labels_BQ,
         }

@@ -48,16 +48,20 @@ def main(argv: Sequence[str]) -> None:
 
     from accelerate import PartialState
 
+    from prompts.intents import Intents
+    from sft.adapters import lora_config
     from sft.examples import TaskContext
     from sft.mixture import build_table
     from sft.start import quantised, start_model
-    from sft.trainer import SidTrainer, lora_config
+    from sft.trainer import SidTrainer
 
     pack = _pack(args)
     model, tokenizer, template, sid_token_ids = start_model(args, pack, index, config.seed)
     with PartialState().main_process_first():
         learnt = interactions.without_last_train() if args.hold_out_last else interactions
-        table = build_table(TaskContext(index, learnt, template), args.task_weights, config.seed)
+        intents = Intents.load(args.intents, index.catalog) if args.intents else None
+        context = TaskContext(index, learnt, template, intents, args.layout.positions)
+        table = build_table(context, args.task_weights, config.seed)
         lengths = np.array(table["length"])
         print(f"sft.train: {len(table):,} rows, {lengths.sum():,} tokens a pass, longest {lengths.max()}")
     begin_run(output_dir, resume)

@@ -5,35 +5,14 @@ from typing import Any
 import datasets
 import torch
 from peft import LoraConfig
-from transformers import TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 from prompts.branches import IGNORE, check_attention
 from prompts.template import PromptTemplate
 from serve.decoding.recommender import Recommender
-from serve.evaluation.model_ranking import evaluate_model, sample_cases
-from sft.arguments import SftArguments
-from sft.examples import BranchCollator
-from sft.vocabulary import trainable_rows
+from sft.collators import BranchCollator
+from sft.valid_ranking import ValidRanking
 from sid_builder.interactions import Interactions
-
-
-def lora_config(args: SftArguments, model: Any, sid_token_ids: list[int]) -> LoraConfig:
-    """Adapters on the linear layers, and the SID rows (or the whole embeddings) trained beside them."""
-    options = args.lora
-    settings: dict[str, Any] = {
-        "r": options.r,
-        "lora_alpha": options.alpha,
-        "lora_dropout": options.dropout,
-        "target_modules": options.target_modules,
-        "task_type": "CAUSAL_LM",
-    }
-    if args.new_token_training == "rows":
-        settings["trainable_token_indices"] = trainable_rows(model, sid_token_ids)
-    else:
-        settings["modules_to_save"] = ["embed_tokens", "lm_head"]
-        settings["ensure_weight_tying"] = bool(model.config.get_text_config().tie_word_embeddings)
-    return LoraConfig(**settings)
 
 
 class SidTrainer(SFTTrainer):
@@ -102,26 +81,3 @@ class SidTrainer(SFTTrainer):
             self._total_train_tokens = seen + int(self.accelerator.gather_for_metrics(real.sum()).sum())
             self._metrics[mode]["num_tokens"] = [self._total_train_tokens]
         return result
-
-
-class ValidRanking(TrainerCallback):
-    """HR@10 and NDCG@10 of a fixed subset of valid, logged at every epoch's end."""
-
-    def __init__(
-        self,
-        trainer: SidTrainer,
-        recommender: Recommender,
-        interactions: Interactions,
-        num_cases: int,
-        seed: int,
-    ) -> None:
-        histories = interactions.histories("valid")
-        self.trainer, self.recommender = trainer, recommender
-        self.histories = sample_cases(histories, num_cases, seed)
-
-    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if not state.is_world_process_zero:
-            return
-        self.recommender.model = self.trainer.accelerator.unwrap_model(self.trainer.model)
-        metrics = evaluate_model(self.recommender, self.histories, progress=False)
-        self.trainer.log({f"valid_{name}": metrics[name] for name in ("hr@10", "ndcg@10")})

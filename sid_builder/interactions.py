@@ -119,16 +119,20 @@ class Interactions:
             np.concatenate(timestamps).astype(np.int64) if timestamps is not None else None,
         )
 
-    def histories(self, split: Split) -> Histories:
-        """Cases of a split, in sequence order: every position it asks for that has a history."""
+    def histories(self, split: Split, first: int = 0, end: int | None = None) -> Histories:
+        """Cases of a split, in sequence order: every position it asks for that has a history.
+
+        Args:
+            first, end: only sequences `first <= s < end`; all by default.
+        """
         if split not in SPLITS:
             raise InputError(f"split: {split!r} is not one of {list(SPLITS)}")
-        low, high = self.bounds_of(split)
+        low, high = (bound_S[first:end] for bound_S in self.bounds_of(split))
         low = np.maximum(low, 1)
         counts = np.maximum(high - low, 0)
-        sequence = np.repeat(np.arange(self.num_sequences), counts)
-        first = np.repeat(np.cumsum(counts) - counts, counts)
-        return Histories(self, sequence, np.repeat(low, counts) + np.arange(counts.sum()) - first)
+        sequence = np.repeat(first + np.arange(len(counts)), counts)
+        before = np.repeat(np.cumsum(counts) - counts, counts)
+        return Histories(self, sequence, np.repeat(low, counts) + np.arange(counts.sum()) - before)
 
     def bounds_of(self, split: Split) -> tuple[np.ndarray, np.ndarray]:
         """Positions [lo, hi) a split asks for, per sequence."""

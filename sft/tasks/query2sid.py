@@ -18,10 +18,10 @@ def examples(context: TaskContext, rng: np.random.Generator) -> Iterator[TaskExa
     """One row per item on the shelf: one to five words of its title, brand and categories, in their order or
     shuffled.
     """
-    live_N = context.index.live_N
-    for item, text in enumerate(item_texts(context.index.catalog, _TEMPLATE)):
-        words = list(dict.fromkeys(_WORD.findall(text)))
-        if not words or not live_N[item]:
+    texts = item_texts(context.index.catalog, _TEMPLATE)
+    for item in context.items().tolist():
+        words = list(dict.fromkeys(_WORD.findall(texts[item])))
+        if not words:
             continue
         size = int(rng.integers(1, min(_MOST_WORDS, len(words)) + 1))
         chosen = rng.choice(len(words), size=size, replace=False)

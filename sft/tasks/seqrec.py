@@ -3,7 +3,7 @@
 The user's history is the trunk; each next item hangs off its position as a branch "end of the prompt + SID".
 One pass over the row gives exactly the loss of all sliding windows. A target whose history is longer than a
 prompt may hold gets a row of its own, since a shared trunk would already have read the items that its prompt
-drops.
+drops. With `positions: windows` every target has a row of its own: the plain path, same loss, more tokens.
 """
 
 from collections.abc import Iterator
@@ -11,39 +11,50 @@ from collections.abc import Iterator
 import numpy as np
 
 from prompts.branches import IGNORE, Branch
+from prompts.template import PromptTemplate
 from sft.examples import TaskContext, TaskExample
+from sft.tasks.wordings import draw
+from sid_builder.interactions import Histories
 
 
 def examples(context: TaskContext, rng: np.random.Generator) -> Iterator[TaskExample]:
-    """Rows in sequence order; `rng` is not used (one wording, the one evaluation asks with)."""
+    """Rows in sequence order, one wording per sequence."""
     template = context.template
-    before, between, after = template.seqrec_pieces()
     histories = context.train_cases()
     starts = np.flatnonzero(np.diff(histories.sequence_C, prepend=-1))
     ends = np.append(starts, len(histories))[1:]
     for first, last in zip(starts, ends, strict=True):
-        shared = [c for c in range(first, last) if _fits(template, histories.history(c))]
+        wording = draw(context, "seqrec", rng)
+        shared = []
+        if context.positions == "all":
+            shared = [c for c in range(first, last) if _fits(template, histories.history(c), wording)]
         if shared:
-            items = histories.history(shared[-1])
-            trunk, item_ends = list(before), []
-            for position, item in enumerate(items):
-                trunk += (between if position else []) + template.sid_ids[int(item)]
-                item_ends.append(len(trunk) - 1)
-            branches, targets = [], []
-            for case in shared:
-                target = int(histories.targets_C[case])
-                sid = template.sid_ids[target]
-                labels = [IGNORE] * (len(after) - 1) + sid + [template.end_id]
-                branches.append(Branch(item_ends[int(histories.position_C[case]) - 1], after + sid, labels))
-                targets.append(target)
-            yield TaskExample.tree("seqrec", trunk, branches, targets)
+            yield _tree(template, histories, shared, wording)
         for case in range(first + len(shared), last):
             target = int(histories.targets_C[case])
-            prompt = template.seqrec_prompt(histories.history(case))
-            sid = template.sid_ids[target]
-            labels = [IGNORE] * (len(prompt) - 1) + sid + [template.end_id]
-            yield TaskExample("seqrec", prompt + sid, labels, [target])
+            prompt = template.seqrec_prompt(histories.history(case), wording)
+            answer = template.sid_ids[target] + template.end_ids
+            labels = [IGNORE] * (len(prompt) - 1) + answer
+            yield TaskExample("seqrec", prompt + answer[:-1], labels, [target])
 
 
-def _fits(template, history: np.ndarray) -> bool:
-    return len(template.bounded_history(history)) == len(history)
+def _tree(template: PromptTemplate, histories: Histories, cases: list[int], wording: int) -> TaskExample:
+    """Cases of one sequence, in order, as branches of the last one's history."""
+    pieces = template.seqrec_pieces(wording)
+    trunk, item_ends = list(pieces.before), []
+    for position, item in enumerate(histories.history(cases[-1])):
+        trunk += (pieces.between if position else []) + template.sid_ids[int(item)]
+        item_ends.append(len(trunk) - 1)
+    branches, targets = [], []
+    for case in cases:
+        target = int(histories.targets_C[case])
+        answer = template.sid_ids[target] + template.end_ids
+        labels = [IGNORE] * (len(pieces.after) - 1) + answer
+        attach = item_ends[int(histories.position_C[case]) - 1]
+        branches.append(Branch(attach, pieces.after + answer[:-1], labels))
+        targets.append(target)
+    return TaskExample.tree("seqrec", trunk, branches, targets)
+
+
+def _fits(template: PromptTemplate, history: np.ndarray, wording: int) -> bool:
+    return len(template.bounded_history(history, wording)) == len(history)

@@ -8,8 +8,9 @@ from sft.examples import TaskContext, TaskExample
 
 
 def draw(context: TaskContext, task: str, rng: np.random.Generator) -> int:
-    """Index of a template of `task`, uniformly."""
-    return int(rng.integers(len(context.template.pack.templates(task))))
+    """Number of a wording of `task` to train on, uniformly."""
+    wordings = context.template.pack.wordings(task)
+    return wordings[int(rng.integers(len(wordings)))]
 
 
 def over_cases(context: TaskContext, task: str, rng: np.random.Generator) -> Iterator[TaskExample]:
@@ -24,8 +25,8 @@ def over_cases(context: TaskContext, task: str, rng: np.random.Generator) -> Ite
 
 def over_titles(context: TaskContext, task: str, rng: np.random.Generator) -> Iterator[TaskExample]:
     """One row per item on the shelf that has a title, in a drawn wording."""
-    live_N = context.index.live_N
-    for item, title in enumerate(context.index.catalog.titles):
-        if title and live_N[item]:
+    titles = context.index.catalog.titles
+    for item in context.items().tolist():
+        if titles[item]:
             rendered = context.template.render(task, item, wording=draw(context, task, rng))
             yield TaskExample.of(task, rendered, item)

@@ -71,8 +71,8 @@ def test_token_ids_are_equal_in_sft_rl_evaluation_and_endpoint(template, room):
     from sft.examples import TaskContext
     from sft.tasks import seqrec
 
-    before, _, after = template.seqrec_pieces()
-    budget = len(before) + len(after) + room
+    pieces = template.seqrec_pieces()
+    budget = len(pieces.before) + len(pieces.after) + room
     template = with_pack(template, max_prompt_tokens=budget)
     interactions = sequences(template.index.catalog.num_items)
     cases = interactions.histories("train")
@@ -120,9 +120,12 @@ def test_the_budget_drops_the_oldest_items(template):
         assert len(tight.bounded_history(history)) == kept
         assert tight.seqrec_prompt(history) == tight.prompt("seqrec", history)
         assert tight.seqrec_prompt(history) == whole.seqrec_prompt(history[-kept:])
-    nothing = with_pack(template, max_prompt_tokens=1)
-    assert nothing.bounded_history(history) == [39]
-    assert nothing.seqrec_prompt(history) == nothing.prompt("seqrec", history)
+    least = len(whole.seqrec_prompt(history[-1:]))
+    nothing = with_pack(template, max_prompt_tokens=least - 1)
+    with pytest.raises(InputError, match=f"max_prompt_tokens: {least - 1} .* raise it to {least} or more"):
+        nothing.seqrec_prompt(history)
+    with pytest.raises(InputError, match=f"max_prompt_tokens: {least - 1} is too small for the wording"):
+        nothing.prompt("seqrec", history)
 
 
 def test_titles_are_bounded_too(template):
@@ -173,7 +176,7 @@ def test_answers_parse_back_to_their_items(template):
 @pytest.mark.parametrize(
     "text, words",
     [
-        ("tasks: {seqrec: []}", "no templates"),
+        ("tasks: {seqrec: []}", "no template to train on"),
         ("tasks: {seqrec: [{user: '{histroy}', answer: '{sid}'}]}", "refers to {histroy}"),
         ("tasks: {seqrec: [{user: a}]}", "answer: is missing"),
         ("tasks: {seqrec: [{user: a, answer: b}]}\nmax_histroy: 3", "max_histroy"),

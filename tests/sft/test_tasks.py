@@ -10,7 +10,8 @@ import torch
 
 from prompts.branches import IGNORE
 from sft import TASKS
-from sft.examples import BranchCollator, TaskContext
+from sft.collators import BranchCollator
+from sft.examples import TaskContext
 from sft.mixture import build_table
 from sid_builder.errors import InputError
 from sid_builder.interactions import Interactions

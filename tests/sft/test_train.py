@@ -85,11 +85,12 @@ def test_gradient_of_new_rows_comes_through_head_and_input(index, sids, tmp_path
     from trl import SFTConfig
 
     from prompts.pack import PromptPack
+    from sft.adapters import lora_config
     from sft.arguments import SftArguments
     from sft.examples import TaskContext
     from sft.mixture import build_table
     from sft.start import start_model
-    from sft.trainer import SidTrainer, lora_config
+    from sft.trainer import SidTrainer
 
     checkpoint = write_checkpoint(tmp_path / "checkpoint", index, "qwen3", tied)
     args = SftArguments(sid_dir=str(sids), model_name_or_path=str(checkpoint))
