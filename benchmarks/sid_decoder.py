@@ -64,7 +64,7 @@ class SidRows:
         self.max_history = max_history
         self._tokens = [self.vocabulary.encode(codes) for codes in sids.codes_NL]
 
-    def seqrec_prompt(self, history: np.ndarray) -> list[int]:
+    def seqrec_prompt(self, history: np.ndarray, wording: int = 0) -> list[int]:
         """Token ids of a history's newest items; what `rank_targets` calls a template for."""
         newest = history[-self.max_history :].tolist()
         return [self.start_id, *(token for item in newest for token in self._tokens[item])]

@@ -3,5 +3,6 @@
 # Packs shipped with sidereal; any path to a YAML file of the same shape is accepted as well.
 PACKS = {
     "chat": "packs/chat.yaml",
+    "instruction": "packs/instruction.yaml",
     "plain": "packs/plain.yaml",
 }

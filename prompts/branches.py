@@ -4,13 +4,16 @@ A trunk (a prompt) is read once; branches grow from any of its tokens. Every tok
 its branch grows, its own ancestors and itself; position ids count along that path. So one forward pass gives
 exactly the log-probs of every path as if each had been a sequence of its own.
 
-Legend: B batch rows, T columns, Q query rows (the tokens of this forward pass, the last Q columns).
+Legend: B batch rows, T columns, Q query rows (the tokens of this forward pass, the last Q columns), N trees,
+S segments (trunks and branches).
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
+import numpy as np
 import torch
 
 from sid_builder.errors import InputError
@@ -49,36 +52,6 @@ class Branch:
     labels: Sequence[int] | None = None
 
 
-class _Row:
-    """Trees laid side by side in a row; per token its tree, branch (0: trunk), sight of the trunk."""
-
-    def __init__(self) -> None:
-        self.ids: list[int] = []
-        self.labels: list[int] = []
-        self.positions: list[int] = []
-        self.reach: list[int] = []
-        self.tree_of: list[int] = []
-        self.branch_of: list[int] = []
-        self.num_trees = 0
-
-    def add(self, trunk: Sequence[int], branches: Sequence[Branch], labels: Sequence[int] | None) -> None:
-        offset, size = len(self.ids), len(trunk)
-        self.ids += trunk
-        self.labels += labels if labels is not None else [IGNORE] * size
-        self.positions += range(size)
-        self.reach += range(offset + 1, offset + size + 1)
-        self.branch_of += [0] * size
-        for number, branch in enumerate(branches, start=1):
-            length = len(branch.token_ids)
-            self.ids += branch.token_ids
-            self.labels += branch.labels if branch.labels is not None else [IGNORE] * length
-            self.positions += range(branch.attach + 1, branch.attach + 1 + length)
-            self.reach += [offset + branch.attach + 1] * length
-            self.branch_of += [number] * length
-        self.tree_of += [self.num_trees] * (len(self.ids) - offset)
-        self.num_trees += 1
-
-
 def _first_fit(sizes: Sequence[int]) -> list[int]:
     """Row of each tree: largest first, each into the first row with room; rows are as wide as it."""
     rows, room = [0] * len(sizes), [max(sizes)] * len(sizes)
@@ -86,6 +59,26 @@ def _first_fit(sizes: Sequence[int]) -> list[int]:
         row = next(row for row, free in enumerate(room) if free >= sizes[tree])
         rows[tree], room[row] = row, room[row] - sizes[tree]
     return rows
+
+
+def _sees(tree_start_BQ: np.ndarray, before_BQ: np.ndarray, segment_start_BQ: np.ndarray) -> np.ndarray:
+    """Which columns of its row a token sees, bool [B, Q, Q].
+
+    That is two intervals: the first `before` tokens of its tree, and its own segment (trunk or branch) up to
+    itself.
+    """
+    num_rows, width = tree_start_BQ.shape
+    signed, unsigned = (np.int16, np.uint16) if width < 2**15 else (np.int32, np.uint32)
+    columns = np.arange(width, dtype=signed)
+    visible_BQQ = np.empty((num_rows, width, width), dtype=bool)
+    for row, visible in enumerate(visible_BQQ):  # a row's temporaries stay in the processor's cache
+        tree_start, before, start = (
+            array[row].astype(signed)[:, None] for array in (tree_start_BQ, before_BQ, segment_start_BQ)
+        )
+        # As unsigned numbers those left of an interval are large: one comparison tells both of its ends.
+        np.less((columns - tree_start).view(unsigned), before.view(unsigned), out=visible)
+        visible |= (columns - start).view(unsigned) <= (columns[:, None] - start).view(unsigned)
+    return visible_BQQ
 
 
 @dataclass(frozen=True)
@@ -131,40 +124,85 @@ class BranchBatch:
         trunk_labels: Sequence[Sequence[int] | None] | None = None,
         pack: bool = False,
     ) -> "BranchBatch":
-        """Whole trees, right-padded: each trunk, then its branches one after the other.
+        """Whole trees of trunks and branches, laid out by `from_rows`.
 
         Args:
             trunk_labels: labels of the trunk's own tokens, already shifted (an ordinary example is a trunk
                 alone).
+        """
+        ids, labels = [], []
+        for trunk, own, given in zip(trunks, branches, trunk_labels or [None] * len(trunks), strict=True):
+            parts = [(trunk, given), *((branch.token_ids, branch.labels) for branch in own)]
+            ids.append([token for tokens, _ in parts for token in tokens])
+            labels.append(
+                [label for tokens, own_labels in parts for label in own_labels or [IGNORE] * len(tokens)]
+            )
+        attach = [[branch.attach for branch in own] for own in branches]
+        lengths = [[len(branch.token_ids) for branch in own] for own in branches]
+        return BranchBatch.from_rows(ids, labels, attach, lengths, pad_id, pack)
+
+    @staticmethod
+    def from_rows(
+        token_ids: Sequence[Sequence[int]],
+        labels: Sequence[Sequence[int]],
+        branch_attach: Sequence[Sequence[int]],
+        branch_length: Sequence[Sequence[int]],
+        pad_id: int,
+        pack: bool = False,
+    ) -> "BranchBatch":
+        """Whole trees, right-padded: each trunk, then its branches one after the other.
+
+        Args:
+            token_ids, labels: of every tree, its trunk's followed by those of its branches.
+            branch_attach, branch_length: trunk token that each branch grows behind, and its tokens.
             pack: lay several small trees into one row, as wide as the largest tree; no tree sees another.
                 Without it, row b is tree b.
         """
-        trunk_labels = trunk_labels or [None] * len(trunks)
-        sizes = [
-            len(trunk) + sum(len(branch.token_ids) for branch in own)
-            for trunk, own in zip(trunks, branches, strict=True)
-        ]
-        rows = [_Row() for _ in sizes]
-        for tree, row in enumerate(_first_fit(sizes) if pack else range(len(sizes))):
-            rows[row].add(trunks[tree], branches[tree], trunk_labels[tree])
-        rows = [row for row in rows if row.ids]
-        width = max(len(row.ids) for row in rows)
+        sizes = [len(ids) for ids in token_ids]
+        row_N = np.array(_first_fit(sizes) if pack else range(len(sizes)))
+        start_N, filled = np.zeros(len(sizes), dtype=np.int64), [0] * len(sizes)
+        for tree, size in enumerate(sizes):
+            start_N[tree] = filled[row_N[tree]]
+            filled[row_N[tree]] += size
+        num_rows, width = int(row_N.max()) + 1, max(filled)
 
-        def padded(name: str, fill: int) -> torch.Tensor:
-            lists = [getattr(row, name) for row in rows]
-            return torch.tensor(
-                [values + [fill] * (width - len(values)) for values in lists], dtype=torch.long
-            )
+        # Segments: of each tree its trunk, then its branches. A segment's first token has as many before it on
+        # its path as it sees of the trunk: none for the trunk itself.
+        tree_S = np.repeat(np.arange(len(sizes)), [1 + len(lengths) for lengths in branch_length])
+        before_S = np.array([n for attach in branch_attach for n in (0, *(at + 1 for at in attach))])
+        length_S = np.array(
+            [n for size, own in zip(sizes, branch_length, strict=True) for n in (size - sum(own), *own)]
+        )
+        first_S = np.cumsum(length_S) - length_S  # token of the concatenated trees
+        tree_first_N = np.cumsum(sizes) - sizes
+        column_S = first_S - tree_first_N[tree_S] + start_N[tree_S]
 
-        reach, tree_of, branch_of = padded("reach", 0), padded("tree_of", -1), padded("branch_of", -1)
-        columns = torch.arange(width)
-        same_tree = tree_of[:, None, :] == tree_of[:, :, None]
-        on_trunk = (branch_of == 0)[:, None, :] & (columns < reach[:, :, None])
-        same_branch = (branch_of[:, None, :] == branch_of[:, :, None]) & (branch_of > 0)[:, :, None]
-        visible = same_tree & (on_trunk | same_branch & (columns[None, :] <= columns[:, None]))
-        visible |= torch.eye(width, dtype=torch.bool)
+        segment = np.repeat(np.arange(len(length_S)), length_S)
+        within = np.arange(len(segment)) - first_S[segment]
+        cell = row_N[tree_S][segment] * width + column_S[segment] + within
+
+        def laid_out(values: Any, fill: Any) -> np.ndarray:
+            cells = np.broadcast_to(np.asarray(fill, dtype=np.int64), (num_rows, width)).flatten()
+            cells[cell] = values
+            return cells.reshape(num_rows, width)
+
+        columns = np.arange(width)
+        visible = _sees(
+            laid_out(start_N[tree_S][segment], 0),
+            laid_out(before_S[segment], 0),
+            laid_out(column_S[segment], columns),
+        )
         return BranchBatch(
-            padded("ids", pad_id), padded("positions", 0), visible, tree_of < 0, padded("labels", IGNORE)
+            *(
+                torch.from_numpy(array)
+                for array in (
+                    laid_out(list(chain.from_iterable(token_ids)), pad_id),
+                    laid_out(before_S[segment] + within, 0),
+                    visible,
+                    columns >= np.array(filled[:num_rows])[:, None],
+                    laid_out(list(chain.from_iterable(labels)), IGNORE),
+                )
+            )
         )
 
     def grow(self, parent_BK: torch.Tensor, token_BK: torch.Tensor) -> "BranchBatch":
@@ -195,8 +233,9 @@ class BranchBatch:
 
         Bool masks are silently wrong under eager attention, so it is always additive.
         """
-        mask = torch.zeros(self.visible_BQT.shape, dtype=dtype, device=self.visible_BQT.device)
-        return mask.masked_fill_(~self.visible_BQT, torch.finfo(dtype).min)[:, None]
+        visible_BQT = self.visible_BQT
+        seen = torch.zeros((), dtype=dtype, device=visible_BQT.device)
+        return torch.where(visible_BQT, seen, torch.full_like(seen, torch.finfo(dtype).min))[:, None]
 
     def to(self, device: torch.device | str) -> "BranchBatch":
         labels = None if self.shift_labels_BQ is None else self.shift_labels_BQ.to(device)

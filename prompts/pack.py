@@ -21,13 +21,17 @@ from sid_builder.errors import InputError
 # What a template may refer to: SIDs as spelled tokens, columns of the catalogue as text, words of a user.
 HISTORY_FIELDS = {"history_sids", "history_titles"}
 ITEM_FIELDS = {"sid", "title", "description", "brand", "categories", "price"}
+TELLTALE_FIELDS = {"sid", "title", "description"}
 USER_FIELDS = {"query", "intention", "preference"}
 FIELDS = HISTORY_FIELDS | ITEM_FIELDS | USER_FIELDS
 
 
 def fields_of(text: str) -> set[str]:
-    """Names in braces of a template text."""
-    return {name for _, name, _, _ in string.Formatter().parse(text) if name is not None}
+    """Names in braces of a template text; InputError for a brace without its partner."""
+    try:
+        return {name for _, name, _, _ in string.Formatter().parse(text) if name is not None}
+    except ValueError as error:
+        raise InputError(f"pack: {text!r} is no template ({error}); double a brace to mean itself") from error
 
 
 @dataclass(frozen=True)
@@ -79,21 +83,39 @@ class PromptPack:
             if getattr(self, name) < 1:
                 raise InputError(f"{name}: {getattr(self, name)!r}; at least 1 is needed")
         for name, wanted in (("history_sid", "sid"), ("history_title", "title")):
-            if fields_of(getattr(self, name)) != {wanted}:
-                raise InputError(f"pack: {name} is {getattr(self, name)!r}; it must hold {{{wanted}}} alone")
+            text = getattr(self, name)
+            if fields_of(text) != {wanted} or text.count(f"{{{wanted}}}") != 1:
+                raise InputError(f"pack: {name} is {text!r}; it must hold {{{wanted}}} once and nothing else")
         if self.answer_end is not None and (not self.answer_end or fields_of(self.answer_end) - {"eos"}):
             raise InputError(f"pack: answer_end is {self.answer_end!r}; give a text, {{eos}} or null")
         for task, templates in self.tasks.items():
             if all(template.held_out for template in templates):
                 raise InputError(f"pack: task {task!r} has no template to train on; add one")
+            if templates[0].held_out:
+                raise InputError(
+                    f"pack: task {task!r} holds out its first wording, which evaluation, RL and the endpoint "
+                    "ask; put one that is trained first"
+                )
             for template in templates:
                 if template.fields - FIELDS:
                     bad = sorted(template.fields - FIELDS)[0]
                     raise InputError(f"pack: task {task!r} refers to {{{bad}}}; use {sorted(FIELDS)}")
+                asked = fields_of(template.user)
+                told = asked & fields_of(template.answer)
+                if asked & HISTORY_FIELDS:  # item fields are the target's
+                    told |= asked & TELLTALE_FIELDS
+                if told:
+                    raise InputError(
+                        f"pack: task {task!r} asks with {{{sorted(told)[0]}}} in {template.user!r}, which "
+                        "gives the answer away; take it out"
+                    )
 
     def templates(self, task: str) -> list[Template]:
         if task not in self.tasks:
-            raise InputError(f"task: {task!r} has no templates in this pack; it has {sorted(self.tasks)}")
+            raise InputError(
+                f"task: {task!r} has no templates in this pack, which has {sorted(self.tasks)}; add wordings "
+                f"under tasks.{task}, or give the task no weight"
+            )
         return self.tasks[task]
 
     def wordings(self, task: str, held_out: bool = False) -> list[int]:
@@ -105,9 +127,14 @@ class PromptPack:
         """Every field the wordings of these tasks refer to."""
         return {name for task in tasks for template in self.templates(task) for name in template.fields}
 
+    def words(self) -> list[str]:
+        """The pack's own words, one text per wording, fields left out."""
+        users = [template.user for templates in self.tasks.values() for template in templates]
+        return ["".join(text for text, *_ in string.Formatter().parse(user)) for user in users]
+
     @staticmethod
     def load(name_or_path: str | Path) -> "PromptPack":
-        """A pack by its registered name ("chat", "plain") or the path of a YAML file."""
+        """A pack by its registered name ("chat", "instruction", "plain") or the path of a YAML file."""
         registered = PACKS.get(str(name_or_path))
         path = Path(__file__).parent / registered if registered else Path(name_or_path)
         if not path.is_file():

@@ -6,9 +6,10 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+from jinja2 import TemplateError
 
-from prompts.pack import HISTORY_FIELDS, PromptPack, Template
-from prompts.vocabulary import SidVocabulary
+from prompts.pack import HISTORY_FIELDS, USER_FIELDS, PromptPack, Template, fields_of
+from prompts.vocabulary import SidTokenIds, SidVocabulary
 from sid_builder.errors import InputError
 from sid_builder.sid_index import SidIndex
 
@@ -56,6 +57,13 @@ class PromptTemplate:
                 "prompt_pack: the tokenizer has no chat template; use --prompt_pack plain, or one that has it"
             )
         self._chat_template = pack.chat_template or tokenizer.chat_template
+        try:
+            self._frame(self.messages("a"), generation_prompt=True)
+        except TemplateError as error:
+            raise InputError(
+                f"prompt_pack: the chat template cannot frame a request ({error}); mend its Jinja, or leave "
+                "out the pack's `system` if the template takes none"
+            ) from error
 
     def _frame(self, messages: list[dict[str, str]], generation_prompt: bool) -> str:
         return self.tokenizer.apply_chat_template(
@@ -68,9 +76,15 @@ class PromptTemplate:
 
     @cached_property
     def end_ids(self) -> list[int]:
-        """What every answer ends with, by `answer_end` of the pack."""
+        """What every SID ends with as an answer, by `answer_end` of the pack."""
         if self.pack.answer_end is not None:
-            return self._encode(self.pack.answer_end.format(eos=self.tokenizer.eos_token or ""))
+            if "{eos}" in self.pack.answer_end and not self.tokenizer.eos_token:
+                raise InputError(
+                    f"pack: answer_end is {self.pack.answer_end!r}, and the tokenizer has no eos token; "
+                    "write the end token's own text"
+                )
+            sids = self.index.semantic_ids
+            return self._encode(sids.spell(0) + self._end_text)[int((sids.codes_NL[0] >= 0).sum()) :]
         turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": _MARK}]
         ids = self._encode(self._frame(turns, generation_prompt=False).partition(_MARK)[2])
         if not ids:
@@ -81,8 +95,18 @@ class PromptTemplate:
 
     @property
     def end_id(self) -> int:
-        """The first token behind an answer: where a decoder stops."""
-        return self.end_ids[0]
+        """The last token of an answer: where generation stops."""
+        return self.end_ids[-1]
+
+    @property
+    def _end_text(self) -> str:
+        return (self.pack.answer_end or "").format(eos=self.tokenizer.eos_token or "")
+
+    def _answer(self, text: str) -> list[int]:
+        """Ids of a whole answer. An end written as text is tokenised with it: ".\n" may be one token."""
+        if self.pack.answer_end is not None:
+            return self._encode(text + self._end_text)
+        return [*self._encode(text), *self.end_ids]
 
     def _encode(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=False)
@@ -110,9 +134,10 @@ class PromptTemplate:
         )
 
     def title_history(self, history: Sequence[int] | np.ndarray) -> str:
+        """Titles as the pack spells them; items without one are left out."""
         titles = self.index.catalog.titles
         return self.pack.title_separator.join(
-            self.pack.history_title.format(title=titles[int(item)]) for item in history
+            self.pack.history_title.format(title=titles[int(item)]) for item in history if titles[int(item)]
         )
 
     def user_text(
@@ -170,10 +195,29 @@ class PromptTemplate:
         }
         return {name: text for name, text in texts.items() if text}
 
+    def history_fields(self, history: Sequence[int] | np.ndarray) -> set[str]:
+        """The history fields that there is something to say for."""
+        newest = [int(item) for item in history[-self.pack.max_history :]]
+        titled = any(self.index.catalog.titles[item] for item in newest)
+        return ({"history_sids"} if newest else set()) | ({"history_titles"} if titled else set())
+
     def usable_wordings(self, task: str, given: set[str], held_out: bool = False) -> list[int]:
         """Numbers of the task's wordings that refer to nothing but `given` (field names with a text)."""
         templates = self.pack.templates(task)
         return [n for n in self.pack.wordings(task, held_out) if templates[n].fields <= given]
+
+    def request_wording(self, task: str, asked: str, history: Sequence[int] | np.ndarray = ()) -> int | None:
+        """The first wording to train on that holds the words `asked` ("query", ...) and, where there is a
+        history, that as well: how a conversation goes on, in training and at the endpoint.
+
+        None where the task has no such wording.
+        """
+        given = self.history_fields(history)
+        for wording in self.pack.wordings(task):
+            fields = fields_of(self.pack.templates(task)[wording].user)
+            if asked in fields and fields <= {asked, *given} and bool(given) == bool(fields & given):
+                return wording
+        return None
 
     def render(
         self,
@@ -198,10 +242,12 @@ class PromptTemplate:
         missing = template.fields - HISTORY_FIELDS - fields.keys()
         if missing:
             name = sorted(missing)[0]
-            whose = f"item {self.index.catalog.item_ids[item]!r}" if item is not None else "the user"
+            whose = "the request"
+            if item is not None and name not in USER_FIELDS:
+                whose = f"item {self.index.catalog.item_ids[item]!r}"
             raise InputError(f"pack: task {task!r} refers to {{{name}}}, and {whose} has none; add it")
         prompt_ids = self.encode_prompt(self.user_text(template, history, turns, fields), turns)
-        return Rendered(prompt_ids, [*self._encode(template.answer.format(**fields)), *self.end_ids])
+        return Rendered(prompt_ids, self._answer(template.answer.format(**fields)))
 
     def prompt(
         self, task: str, history: Sequence[int] | np.ndarray = (), wording: int = 0, **texts: str
@@ -212,31 +258,42 @@ class PromptTemplate:
     def seqrec_pieces(self, wording: int = 0) -> SeqrecPieces:
         """Token ids before the history, between two items and after the history of a seqrec prompt.
 
-        A test holds this against `prompt`.
+        They are cut from a whole prompt at its two SIDs: a tokenizer may spell a text differently at the
+        start than behind a token (Llama's marks the first word).
         """
         if wording not in self._pieces:
             text = self.pack.templates("seqrec")[wording].user
             framed = self._frame(self.messages(text.format(history_sids=_MARK)), generation_prompt=True)
             before, mark, after = framed.partition(_MARK)
             assert mark, "seqrec's wordings hold {history_sids}"
-            left, right = self.pack.history_sid.split("{sid}")
-            between = right + self.pack.history_separator + left
-            self._pieces[wording] = SeqrecPieces(*map(self._encode, (before + left, between, right + after)))
+            left, right = self.pack.history_sid.format(sid=_MARK).split(_MARK)
+            sid = self.index.semantic_ids.spell(0)
+            parts = [before + left, sid, right + self.pack.history_separator + left, sid, right + after]
+            encoded = self.tokenizer("".join(parts), add_special_tokens=False, return_offsets_mapping=True)
+            ends = np.cumsum([len(part) for part in parts])
+            part_of = np.searchsorted(ends, [start for start, _ in encoded["offset_mapping"]], side="right")
+            pieces: list[list[int]] = [[] for _ in parts]
+            for token, part in zip(encoded["input_ids"], part_of, strict=True):
+                pieces[part].append(token)
+            assert pieces[1] == pieces[3] == self.sid_ids[0]
+            self._pieces[wording] = SeqrecPieces(pieces[0], pieces[2], pieces[4])
         return self._pieces[wording]
 
     @cached_property
     def _pieces(self) -> dict[int, SeqrecPieces]:
-        bad = [t.user for t in self.pack.templates("seqrec") if t.user.count("{history_sids}") != 1]
-        if bad:
-            raise InputError(
-                f"pack: task 'seqrec' has the wording {bad[0]!r}; it needs {{history_sids}} once"
-            )
+        for template in self.pack.templates("seqrec"):
+            once = template.user.count("{history_sids}") == 1
+            if not once or fields_of(template.user) != {"history_sids"} or template.answer != "{sid}":
+                raise InputError(
+                    f"pack: task 'seqrec' has the wording {template.user!r} with the answer "
+                    f"{template.answer!r}; it needs {{history_sids}} once and alone, answered by {{sid}}"
+                )
         return {}
 
     @cached_property
-    def sid_ids(self) -> list[list[int]]:
+    def sid_ids(self) -> SidTokenIds:
         """Token ids of every item's SID."""
-        return [self.vocabulary.encode(codes) for codes in self.index.semantic_ids.codes_NL]
+        return SidTokenIds(self.vocabulary, self.index.semantic_ids.codes_NL)
 
     def bounded_history(self, history: Sequence[int] | np.ndarray, wording: int = 0) -> list[int]:
         """The newest items of a history that fit a seqrec prompt: at most `max_history`, at least 1."""

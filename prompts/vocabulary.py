@@ -4,7 +4,7 @@ Legend: L levels, K_l codes of level l.
 """
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -13,9 +13,21 @@ from sid_builder.errors import InputError
 from sid_builder.semantic_ids import SemanticIds
 
 
+def used_tokens(semantic_ids: SemanticIds) -> list[str]:
+    """Tokens that occur in an item's SID, level by level in code order."""
+    return [
+        semantic_ids.token(level, int(code))
+        for level, column_N in enumerate(semantic_ids.codes_NL.T)
+        for code in np.unique(column_N[column_N >= 0])
+    ]
+
+
 @dataclass(frozen=True)
 class SidVocabulary:
-    """`token_ids[l]` int64 [K_l]: vocabulary id of every code of level l, -1 where unused and missing."""
+    """`token_ids[l]` int64 [K_l]: vocabulary id of every code of level l, -1 where unused and missing.
+
+    Ids need not follow the codes: checkpoints of other projects have their tokens in the order of the text.
+    """
 
     token_ids: tuple[np.ndarray, ...]
 
@@ -28,22 +40,18 @@ class SidVocabulary:
                 index disagree.
         """
         known = tokenizer.get_vocab()
-        tables = []
-        for level, size in enumerate(semantic_ids.level_sizes):
-            ids = np.array(
-                [known.get(semantic_ids.token(level, code), -1) for code in range(size)], dtype=np.int64
+        used = used_tokens(semantic_ids)
+        missing = [token for token in used if token not in known]
+        if missing:
+            raise InputError(
+                f"tokenizer: {missing[0]!r}, which the SID index uses, is not in its vocabulary "
+                f"({len(missing)} of the {len(used)} tokens that items use are missing); "
+                "use the tokenizer saved beside this sid_index"
             )
-            column = semantic_ids.codes_NL[:, level]
-            used = np.unique(column[column >= 0])
-            missing = used[ids[used] < 0]
-            if len(missing):
-                token = semantic_ids.token(level, int(missing[0]))
-                raise InputError(
-                    f"tokenizer: {token!r}, which the SID index uses, is not in its vocabulary "
-                    f"({len(missing)} of {len(used)} tokens of level {level} are missing); "
-                    "use the tokenizer saved beside this sid_index"
-                )
-            tables.append(ids)
+        tables = [
+            np.array([known.get(semantic_ids.token(level, code), -1) for code in range(size)], dtype=np.int64)
+            for level, size in enumerate(semantic_ids.level_sizes)
+        ]
         vocabulary = SidVocabulary(tuple(tables))
         probe = "".join(semantic_ids.spell(0))
         encoded = tokenizer.encode(probe, add_special_tokens=False)
@@ -86,3 +94,23 @@ class SidVocabulary:
                 return None
             codes.append(code)
         return tuple(codes)
+
+
+class SidTokenIds:
+    """`ids[item]`: the token ids of an item's SID, a list that is not to be changed.
+
+    Looked up when asked for, and kept for the 65,536 items asked for last: lists of all items would take
+    gigabytes where codes are mapped from disk.
+    """
+
+    def __init__(self, vocabulary: SidVocabulary, codes_NL: np.ndarray) -> None:
+        self._codes_NL = np.asarray(codes_NL)  # the plain view of a memory map: its rows come much faster
+        self._token_ids = [ids.tolist() for ids in vocabulary.token_ids]
+        self._kept = lru_cache(maxsize=1 << 16)(self._look_up)
+
+    def __getitem__(self, item: int) -> list[int]:
+        return self._kept(item)
+
+    def _look_up(self, item: int) -> list[int]:
+        codes = self._codes_NL[item].tolist()
+        return [ids[code] for ids, code in zip(self._token_ids, codes, strict=True) if code >= 0]

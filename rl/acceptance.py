@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from serve.decoding.recommender import Recommender
-from serve.evaluation.metrics import RankedCases, bootstrap_means, gains, hits, interval, metrics_of_ranks
+from serve.evaluation.metrics import RankedCases, gains, hits, metrics_of_ranks
 from serve.evaluation.model_ranking import rank_targets, sample_cases
+from serve.evaluation.paired import paired_differences
 from sid_builder.artifact import write_json
 from sid_builder.interactions import Histories
 
@@ -46,20 +47,7 @@ class Acceptance:
     def differences(self) -> dict[str, dict[str, Any]]:
         """Per headline metric: before, after, after - before and its paired 95 % bootstrap interval."""
         before, after = self.measured["before"], self.measured["after"]
-        columns = [
-            score(after.item_rank_C, cutoff) - score(before.item_rank_C, cutoff)
-            for score, cutoff in HEADLINE.values()
-        ]
-        samples_RM = bootstrap_means(np.stack(columns, axis=1))
-        result = {}
-        for column, (name, (score, cutoff)) in enumerate(HEADLINE.items()):
-            result[name] = {
-                "before": float(score(before.item_rank_C, cutoff).mean()),
-                "after": float(score(after.item_rank_C, cutoff).mean()),
-                "difference": float(columns[column].mean()),
-                "interval_95": interval(samples_RM[:, column]),
-            }
-        return result
+        return paired_differences(before.item_rank_C, after.item_rank_C, HEADLINE)
 
     def verdict(self) -> str:
         """Where the interval of the NDCG@10 difference lies: above zero, below, or on both sides."""

@@ -10,8 +10,9 @@ from rl.acceptance import Acceptance
 from serve.decoding.recommender import Recommender
 from sft.arguments import LoraOptions
 from sft.curves import plot_history
+from sft.model_card import base_model_of
 from sft.model_directory import write_model_directory
-from sft.train import begin_run
+from sft.run import begin_run, refuse_push
 from sid_builder import cli
 from sid_builder.artifact import hash_inputs, open_artifact, seal, to_json, write_json
 from sid_builder.errors import InputError
@@ -47,6 +48,14 @@ class PolicyArgs:
         metadata={"help": "valid cases ranked before and after, for the verdict; 0 turns it off"},
     )
     eval_num_beams: int = field(default=50, metadata={"help": "beam width of that ranking"})
+    plan: bool = field(
+        default=False,
+        metadata={
+            "help": "say what the run would cost (FLOPs, memory per GPU, hours) and stop: reads the model "
+            "directory without its weights, and needs no GPU. The environment variable "
+            "ACCELERATE_CONFIG_FILE names the launch file of a machine that is elsewhere"
+        },
+    )
     overwrite: bool = field(default=False, metadata={"help": "replace a finished run in output_dir"})
 
     def __post_init__(self) -> None:
@@ -54,6 +63,10 @@ class PolicyArgs:
             self.lora = LoraOptions(
                 dropout=0.0
             )  # dropout in the update, none in the rollout: off-policy for nothing
+
+    def lazy_defaults(self) -> dict[str, bool]:
+        """A plan needs no GPU: TRL, which refuses bf16 without one, is told not to look for it."""
+        return {"use_cpu": True} if self.plan else {}
 
     def check(self) -> None:
         """Everything that can be known before torch is imported."""
@@ -84,6 +97,7 @@ class PolicyArgs:
 
 def load_policy(own: PolicyArgs, args: Any) -> Recommender:
     """Open the model directory on the trainer's device; fails here when it carries no interactions."""
+    refuse_push(args)
     policy = Recommender.load(own.model_name_or_path, device=str(args.device), dtype=own.dtype)
     assert len(policy.interactions.users) == policy.interactions.num_sequences
     for module in policy.model.modules():
@@ -122,7 +136,7 @@ def train_and_judge(
         model = accelerator.unwrap_model(trainer.model)
         acceptance.measure("after", model)
         resolved = {"rl": to_json(own), "trl": to_json(cli.changed_fields(args))}
-        _write_model(output / MODEL_DIR, model, start, resolved, args.seed)
+        _write_model(output / MODEL_DIR, model, start, resolved, args.seed, acceptance.statement())
         history = [_finite(row) for row in trainer.state.log_history]
         write_json(output / "log_history.json", history)
         kept = [{key: row[key] for key in ("step", *curves) if row.get(key) is not None} for row in history]
@@ -142,7 +156,7 @@ def train_and_judge(
     return f"{acceptance.statement()}\n{kind}: wrote {output}; the model is {output / MODEL_DIR}"
 
 
-def _write_model(path: Path, model: Any, start: Recommender, config: Any, seed: int) -> None:
+def _write_model(path: Path, model: Any, start: Recommender, config: Any, seed: int, verdict: str) -> None:
     if hasattr(model, "merge_and_unload"):
         model = model.merge_and_unload()
     write_model_directory(
@@ -156,6 +170,7 @@ def _write_model(path: Path, model: Any, start: Recommender, config: Any, seed: 
         inputs={"model": start.path},
         seeds={"seed": seed},
         overwrite=True,  # the run directory is ours: a resumed run replaces what it had written
+        run={"verdict": verdict, "base_model": base_model_of(str(start.path))},
     )
 
 

@@ -16,6 +16,8 @@ from serve.decoding.tree_beam import decode
 from serve.decoding.trie_step import DeviceTrie
 from sid_builder.errors import InputError
 
+PROMPTS_AT_ONCE = 64
+
 
 class BeamRollout:
     """`rollout_func(prompts, trainer)` of `GroupedGRPOTrainer`.
@@ -30,7 +32,9 @@ class BeamRollout:
         prompts_at_once: prompts decoded in one batch.
     """
 
-    def __init__(self, template: PromptTemplate, exclude_history: bool, prompts_at_once: int = 64) -> None:
+    def __init__(
+        self, template: PromptTemplate, exclude_history: bool, prompts_at_once: int = PROMPTS_AT_ONCE
+    ) -> None:
         self.template = template
         self.exclude_history = exclude_history
         self.prompts_at_once = prompts_at_once

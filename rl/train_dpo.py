@@ -5,7 +5,7 @@
 
 Every flag of TRL's DPOConfig works as well; `OWN_DEFAULTS` are those we set differently. The pairs come from
 the model as it starts. With LoRA the reference is the model without its adapter, in full training a second
-copy. Resuming, the result and the verdict are those of rl.train_grpo.
+copy. Resuming, the result, the verdict and `--plan true` are as with rl.train_grpo.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from rl.policy import PolicyArgs, load_policy, train_and_judge
-from sft.train import prepare_output
+from sft.run import prepare_output
 from sid_builder import cli
 from sid_builder.errors import InputError
 
@@ -56,6 +56,11 @@ def main(argv: Sequence[str]) -> None:
     own, args = cli.parse(
         DPOArguments, argv, lazy=["trl:DPOConfig"], own_defaults=OWN_DEFAULTS, description=__doc__
     )
+    if own.plan:
+        from rl.plan import plan_dpo
+
+        plan_dpo(own, args).show()
+        return
     resume = prepare_output(Path(args.output_dir), KIND, args.resume_from_checkpoint, own.overwrite)
     policy = load_policy(own, args)
     trainer = build_trainer(policy, own, args)

@@ -6,7 +6,7 @@
 Every flag of TRL's GRPOConfig works as well; `OWN_DEFAULTS` are those we set differently.
 `--resume_from_checkpoint true` goes on from the newest checkpoint. The result is `OUTPUT_DIR/model`, which
 serve.evaluate and serve.launch open; whether it is better than what went in is said at the end and in
-`OUTPUT_DIR/acceptance.json`.
+`OUTPUT_DIR/acceptance.json`. `--plan true` says what the run would cost (rl/plan.py).
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from typing import Any
 
 from rl import REWARDS
 from rl.policy import PolicyArgs, load_policy, train_and_judge
-from sft.train import prepare_output
+from sft.run import prepare_output
 from sid_builder import cli
 from sid_builder.errors import InputError
 from sid_builder.registry import resolve
@@ -67,6 +67,11 @@ def main(argv: Sequence[str]) -> None:
         GRPOArguments, argv, lazy=["trl:GRPOConfig"], own_defaults=OWN_DEFAULTS, description=__doc__
     )
     _check_weights(own.rewards, args.reward_weights)
+    if own.plan:
+        from rl.plan import plan_grpo
+
+        plan_grpo(own, args).show()
+        return
     resume = prepare_output(Path(args.output_dir), KIND, args.resume_from_checkpoint, own.overwrite)
     from rl.grpo_trainer import check_groups
 

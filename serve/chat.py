@@ -4,18 +4,19 @@
     python -m serve.chat --model out/beauty/model --history B001 B002 --n 10
 
 A real OpenAI client against /v1/chat/completions. The model directory gives titles and wording; its weights
-stay unread. Without a request, on a terminal, it asks for one after the other.
+stay unread. Without a request, on a terminal, it holds a conversation: "cheaper" refines what was asked
+before, and `new` starts over.
 """
 
 import dataclasses
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, get_origin, get_type_hints
 
 from prompts.opening import open_template
-from prompts.template import PromptTemplate
+from prompts.template import PromptTemplate, Turn
 from sid_builder.cli import parse, run
 from sid_builder.errors import InputError
 
@@ -60,25 +61,34 @@ class Recommendation:
 
 
 def request_messages(
-    template: PromptTemplate, message: str | None, history: Sequence[int]
+    template: PromptTemplate, message: str | None, history: Sequence[int], turns: Sequence[Turn] = ()
 ) -> list[dict[str, str]]:
-    """Chat messages in the words of training: the first wording that holds what is given.
+    """Chat messages in the words of training.
+
+    A history alone is asked in the first wording of seqrec. A request is asked in the first wording that
+    holds it and the history, if there is one: of itemsearch, else of another task of the pack.
+
+    Args:
+        turns: what was said and shown before, oldest first.
 
     Raises:
-        InputError: when the pack has no wording with both a history and a request.
+        InputError: when the pack has no wording with both a history and a request, or it all does not fit in
+            a prompt.
     """
     history = [int(item) for item in history]
+    tasks = template.pack.tasks
     if history and not message:
-        return template.messages(template.user_text(template.pack.templates("seqrec")[0], history))
-    for wordings in template.pack.tasks.values():
-        user = wordings[0].user
-        if "{query}" in user and bool(history) == ("{history_" in user):
-            return template.messages(
-                template.user_text(wordings[0], history, fields={"query": message or ""})
-            )
+        return template.messages(
+            template.user_text(template.pack.templates("seqrec")[0], history, turns), turns
+        )
+    for task in sorted(tasks, key=lambda name: (name != "itemsearch", name)):
+        wording = template.request_wording(task, "query", history)
+        if wording is not None:
+            asked = template.user_text(tasks[task][wording], history, turns, {"query": message or ""})
+            return template.messages(asked, turns)
     if history:
         raise InputError("history: no wording of this model holds a history and a request; give one of them")
-    return template.messages(message or "")
+    return template.messages(message or "", turns)
 
 
 def recommend(
@@ -173,6 +183,25 @@ def format_table(recommendations: Sequence[Recommendation], width: int = 60) -> 
     return "\n".join(lines)
 
 
+def converse(read: Callable[[], str], ask: Callable[[str, list[Turn]], list[Recommendation]]) -> None:
+    """Ask for one line after the other until an empty one.
+
+    Each goes with what was said and shown before (the first item of every answer); `new` forgets it. What
+    cannot be answered is said, and the conversation goes on without it.
+    """
+    turns: list[Turn] = []
+    while message := read().strip():
+        if message == "new":
+            turns = []
+            continue
+        try:
+            found = ask(message, turns)
+        except InputError as error:  # a border: the reader can do better with the next line
+            print(f"error: {error}")
+        else:
+            turns = [*turns, (message, found[0].item_index)]
+
+
 def name_message(argv: Sequence[str]) -> list[str]:
     """Put `--message` before the one argument that belongs to no flag, so that it may stand alone.
 
@@ -210,19 +239,19 @@ def main(argv: Sequence[str]) -> None:
 
     wait_for_endpoint(client, arguments.wait)
 
-    def answer(message: str | None) -> None:
-        messages = request_messages(template, message, history)
+    def answer(message: str | None, turns: list[Turn]) -> list[Recommendation]:
+        messages = request_messages(template, message, history, turns)
         found = recommend(client, template, messages, arguments.n, arguments.temperature, arguments.seed)
         print(format_table(found))
         if len(found) < arguments.n:
             print(f"({len(found)} different items came up; a higher --temperature finds more)")
+        return found
 
     if arguments.message or history:
-        answer(arguments.message)
+        answer(arguments.message, [])
     elif sys.stdin.isatty():
-        print("What are you looking for? (an empty line ends)")
-        while message := input("> ").strip():
-            answer(message)
+        print('What are you looking for? ("new" starts over, an empty line ends)')
+        converse(lambda: input("> "), answer)
     else:
         raise InputError("message: nothing was asked; give a request in quotes or --history item_id ...")
 

@@ -2,6 +2,7 @@
 
     python -m serve.evaluate --model out/beauty/model --split test
     python -m serve.evaluate --model out/beauty/sids          # the floors alone, before anything is trained
+    python -m serve.evaluate --model out/beauty/model --wordings all    # and how much another wording costs
 
 Prints a Markdown table and writes results.json, table.md and metrics.png to `--output_dir`.
 """
@@ -14,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from prompts.pack import PromptPack
 from serve import DECODERS
 from sid_builder import cli
 from sid_builder.artifact import (
@@ -64,6 +66,13 @@ class EvaluateArguments:
         default="auto",
         metadata={"help": "leave given items out of the list; auto: if the data has no repeats"},
     )
+    wordings: Literal["first", "trained", "held_out", "all"] = field(
+        default="first",
+        metadata={
+            "help": "seqrec wordings of each model's prompt pack to rank with; mean, lowest and highest "
+            "stand beside the tables of the first"
+        },
+    )
     max_cases: int = field(default=0, metadata={"help": "rank a sample of this many cases; 0 ranks all"})
     seed: int = field(default=0, metadata={"help": "seed of the sample and of the bootstrap"})
     batch_tokens: int = field(
@@ -90,6 +99,8 @@ class EvaluateArguments:
             raise InputError(
                 f"decoder: {self.decoder!r} is not one of {sorted(DECODERS)} or a path my.module:decode"
             )
+        if self.wordings != "first" and not self.model_dirs:
+            raise InputError(f"wordings: {self.wordings!r}, and floors read none; name a model directory")
         for directory in self.model_dirs:
             open_artifact(directory, "model")
         if self.floors_only:
@@ -134,7 +145,7 @@ def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
             f"split: {arguments.split!r} has no cases in {arguments.model}/interactions; use the other split"
         )
     exclude = {"auto": not interactions.has_repeats, "yes": True, "no": False}[arguments.exclude_history]
-    rows, names, device = {}, row_names(arguments.model_dirs), "cpu"
+    rows, spreads, names, device = {}, {}, row_names(arguments.model_dirs), "cpu"
     inputs: dict[str, str | Path] = {"data": data, **dict(zip(names, arguments.model_dirs, strict=True))}
     for name, floor in (("popularity", floors.popularity), ("one-hop", floors.one_hop)):
         rows[name] = floors.rank_floor(floor(interactions, num_items), histories, index.trie, exclude)
@@ -144,19 +155,29 @@ def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
             raise InputError(
                 f"also: {directory} has another catalogue than {arguments.model}; evaluate it on its own"
             )
-        rows[name] = rank_targets(
-            recommender,
-            histories,
-            num_beams=arguments.num_beams,
-            decoder=arguments.decoder,
-            score=arguments.score,
-            constraint=arguments.constraint,
-            exclude_history=exclude,
-            batch_tokens=arguments.batch_tokens,
+        asked = chosen_wordings(recommender.template.pack, arguments.wordings)
+        ranked = {
+            wording: rank_targets(
+                recommender,
+                histories,
+                num_beams=arguments.num_beams,
+                decoder=arguments.decoder,
+                score=arguments.score,
+                constraint=arguments.constraint,
+                exclude_history=exclude,
+                batch_tokens=arguments.batch_tokens,
+                wording=wording,
+            )
+            for wording in sorted({0, *asked})
+        }
+        rows[name] = ranked[0]
+        spreads[name] = report.wording_spread(
+            recommender.template.pack.templates("seqrec"), {wording: ranked[wording] for wording in asked}
         )
         device = str(recommender.model.device)
     results = {
         **report.summarise(rows, histories.targets_C, interactions.train_counts(num_items), arguments.seed),
+        **({"wordings": spreads} if arguments.wordings != "first" else {}),
         "split": arguments.split,
         "exclude_history": exclude,
         "num_items": index.trie.num_live,
@@ -178,6 +199,20 @@ def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
     print(table)
     print(f"wrote {path}/results.json, table.md, metrics.png")
     return results
+
+
+def chosen_wordings(pack: PromptPack, which: str) -> list[int]:
+    """Numbers of the seqrec wordings that `--wordings` names.
+
+    Raises:
+        InputError: when the pack holds no wording out.
+    """
+    trained, held_out = pack.wordings("seqrec"), pack.wordings("seqrec", held_out=True)
+    if which == "held_out" and not held_out:
+        raise InputError(
+            "wordings: 'held_out', and the model's prompt pack holds no wording of seqrec out; use 'trained'"
+        )
+    return {"first": [0], "trained": trained, "held_out": held_out, "all": sorted(trained + held_out)}[which]
 
 
 def row_names(directories: Sequence[Path]) -> list[str]:

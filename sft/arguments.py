@@ -76,7 +76,7 @@ class SftArguments:
         default=None,
         metadata={"help": "build a small decoder from its config and a tokenizer from the catalogue"},
     )
-    prompt_pack: str = field(default="chat", metadata={"help": "chat, plain, or a YAML file with templates"})
+    prompt_pack: str = field(default="chat", metadata={"help": "chat, instruction, plain, or a YAML file"})
     max_history: int | None = field(default=None, metadata={"help": "items in a prompt; default: the pack's"})
     max_prompt_tokens: int | None = field(
         default=None, metadata={"help": "prompt budget; default: the pack's"}
@@ -112,9 +112,17 @@ class SftArguments:
     valid_cases: int = field(
         default=0, metadata={"help": "rank this many valid cases at every evaluation step; 0 turns it off"}
     )
+    patience: int = field(
+        default=0,
+        metadata={"help": "stop after this many evaluations without a better NDCG@10; 0: train to the end"},
+    )
     plan: bool = field(
         default=False,
-        metadata={"help": "say what the run would cost (tokens, FLOPs, memory, hours) and stop"},
+        metadata={
+            "help": "say what the run would cost (tokens, FLOPs, memory per GPU, hours) and stop: reads the "
+            "data, the tokenizer and config.json, no weights, and needs no GPU. The environment variable "
+            "ACCELERATE_CONFIG_FILE names the launch file of a machine that is elsewhere"
+        },
     )
     overwrite: bool = field(default=False, metadata={"help": "replace a finished run in output_dir"})
 
@@ -123,6 +131,10 @@ class SftArguments:
             self.task_weights = {"seqrec": 1.0, "title2sid": 1.0, "sid2title": 1.0}
         if self.training == "lora" and self.lora is None:
             self.lora = LoraOptions()
+
+    def lazy_defaults(self) -> dict[str, bool]:
+        """A plan needs no GPU: TRL, which refuses bf16 without one, is told not to look for it."""
+        return {"use_cpu": True} if self.plan else {}
 
     def check(self) -> None:
         """Everything that can be known before torch is imported."""
@@ -135,10 +147,23 @@ class SftArguments:
             raise InputError(
                 "training: 'lora' would freeze random weights of from_scratch; use training: full"
             )
+        if self.from_scratch is not None and self.new_tokens.init != "mean":
+            raise InputError(
+                f"new_tokens.init: {self.new_tokens.init!r} has no trained embeddings to start from with "
+                "from_scratch; leave it out"
+            )
+        if self.from_scratch is not None and self.new_tokens.warmup_steps:
+            raise InputError(
+                f"new_tokens.warmup_steps: {self.new_tokens.warmup_steps} would teach rows to random weights "
+                "of from_scratch; leave it out"
+            )
         if self.load_in_4bit and self.training != "lora":
             raise InputError("load_in_4bit: quantised weights cannot be trained in full; use training: lora")
         if not Path(self.sid_dir).is_dir():
             raise InputError(f"sid_dir: {self.sid_dir!r} is no directory; run sid_builder.build first")
+        for name in ("valid_cases", "patience"):
+            if getattr(self, name) < 0:
+                raise InputError(f"{name}: {getattr(self, name)}; give 0 (off) or more")
         if self.max_history is not None and self.max_history < 1:
             raise InputError(f"max_history: {self.max_history}; at least 1 item is needed")
         if self.intents is not None and not Path(self.intents).exists():

@@ -5,14 +5,16 @@ Labels are already shifted: `shift_labels[i]` is what the model should say after
 where nothing is learnt.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from prompts.branches import IGNORE, Branch
-from prompts.intents import IntentKind, Intents
+from prompts.intents import Intent, IntentKind, Intents
 from prompts.template import PromptTemplate, Rendered
 from sid_builder.errors import InputError
 from sid_builder.interactions import Histories, Interactions
@@ -23,10 +25,11 @@ Positions = Literal["all", "windows"]
 
 @dataclass(frozen=True)
 class TaskContext:
-    """What a task may read: all of it, or one of `num_parts` contiguous parts.
+    """What a task may read: all of it, or one of `num_parts` contiguous parts, or a random `share` of that.
 
-    Tasks learn from `train_cases`, `train_intents` and `items` alone. The rows of a part depend on the part
-    and its random stream, not on who makes them: parts are made in parallel and after an interruption.
+    Tasks learn from `train_cases`, `train_intents`, `train_preferences` and `items` alone. The rows of a part
+    depend on the part and its random stream, not on who makes them: parts are made in parallel and after an
+    interruption.
     """
 
     index: SidIndex
@@ -36,23 +39,38 @@ class TaskContext:
     positions: Positions = "all"
     part: int = 0
     num_parts: int = 1
+    share: float = 1.0
+    share_seed: Sequence[int] = (0,)
 
-    def _share(self, size: int) -> tuple[int, int]:
+    def _part_of(self, size: int) -> tuple[int, int]:
         return size * self.part // self.num_parts, size * (self.part + 1) // self.num_parts
 
-    def train_cases(self) -> Histories:
+    def _kept(self, size: int) -> np.ndarray:
+        """Which of `size` things `share` keeps, bool: each with that probability.
+
+        They are chosen before they become text, so that a small share costs little.
+        """
+        return np.random.default_rng(self.share_seed).random(size) < self.share
+
+    def choices(self) -> dict[str, Any]:
+        """What else decides which of the data is learnt, as JSON: shards made by other choices are others."""
+        return {}
+
+    def train_cases(self, whole_sequences: bool = False) -> Histories:
         """Train's cases whose target is on the shelf: a removed item is no answer, only part of histories.
 
-        A part has the cases of its share of the sequences.
+        A part has the cases of its sequences. A share below 1 keeps single cases, or with `whole_sequences`
+        all of a sequence or none: for rows that hold a sequence.
         """
-        return self.index.reachable(
-            self.interactions.histories("train", *self._share(self.interactions.num_sequences))
-        )
+        low, high = self._part_of(self.interactions.num_sequences)
+        cases = self.interactions.histories("train", low, high)
+        kept_C = self._kept(high - low)[cases.sequence_C - low] if whole_sequences else self._kept(len(cases))
+        return self.index.reachable(cases.take(np.flatnonzero(kept_C)))
 
     def items(self) -> np.ndarray:
         """Item indices on the shelf, ascending, int64."""
-        low, high = self._share(self.index.catalog.num_items)
-        return low + np.flatnonzero(self.index.live_N[low:high])
+        low, high = self._part_of(self.index.catalog.num_items)
+        return low + np.flatnonzero(self.index.live_N[low:high] & self._kept(high - low))
 
     def train_intents(self, *kinds: IntentKind) -> Intents:
         """Train's intents of these kinds.
@@ -65,8 +83,25 @@ class TaskContext:
                 f"task_weights: a task with weight needs intents of kind {' or '.join(kinds)}, and there are "
                 "none; pass --intents (sft.compose_intents writes them from the catalogue)"
             )
-        chosen = self.intents.select(kinds, "train")
-        return chosen.slice(*self._share(len(chosen)))
+        part = self.intents.slice(*self._part_of(len(self.intents))).select(kinds, "train")
+        return Intents(part.table.filter(pa.array(self._kept(len(part)))), part.catalog)
+
+    def train_preferences(self) -> Iterator[tuple[Intent, Histories]]:
+        """Train's preferences, each with the train cases of its user (whichever part those are in); no cases
+        for a user without a sequence.
+        """
+        chosen = self.train_intents("preference")
+        users = self.interactions.users
+        sequences: dict[str, list[int]] = {}
+        for row in np.flatnonzero(pc.is_in(users, chosen.table["user"].combine_chunks())).tolist():
+            sequences.setdefault(users[row].as_py(), []).append(row)
+        for intent in chosen:
+            cases = [
+                self.interactions.histories("train", row, row + 1) for row in sequences.get(intent.user, [])
+            ]
+            sequence_C = np.concatenate([np.empty(0, np.int64), *(case.sequence_C for case in cases)])
+            position_C = np.concatenate([np.empty(0, np.int64), *(case.position_C for case in cases)])
+            yield intent, self.index.reachable(Histories(self.interactions, sequence_C, position_C))
 
 
 @dataclass(frozen=True)

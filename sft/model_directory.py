@@ -3,13 +3,16 @@
 """
 
 import shutil
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from prompts.opening import MODEL_KIND
 from prompts.pack import PromptPack
 from prompts.template import PACK_FILE
+from sft.model_card import write_card
 from sid_builder.artifact import writing
+from sid_builder.interactions import Interactions
 from sid_builder.sid_index import SidIndex
 
 
@@ -19,32 +22,43 @@ def write_model_directory(
     tokenizer: Any,
     pack: PromptPack,
     index: SidIndex,
-    interactions_dir: Path | None,
+    interactions: Interactions | Path | None,
     config: Any = None,
     inputs: dict[str, str | Path] | None = None,
     seeds: dict[str, int] | None = None,
     overwrite: bool = False,
+    save_weights: Callable[[Path], None] | None = None,
+    run: Mapping[str, Any] | None = None,
 ) -> None:
     """Write an artefact of kind "model" that `rl`, `serve` and evaluation open by its path alone.
 
     Args:
-        interactions_dir: a saved `Interactions` to carry along, or None (such a model can be served, not
-        evaluated).
+        interactions: to carry along, perhaps as saved in a directory, or None (such a model can be served,
+            not evaluated).
+        save_weights: writes weights and config into a directory, where `model` is but their shape; else the
+            model does.
+        run: summary of the run the model comes from, kept with its own.
     """
     with writing(
         path, MODEL_KIND, config=config, inputs=inputs, seeds=seeds, overwrite=overwrite
     ) as artifact:
-        save_parts(artifact.path, tokenizer, pack, index, interactions_dir)
-        model.save_pretrained(artifact.path)
+        save_parts(artifact.path, tokenizer, pack, index, interactions)
+        (save_weights or model.save_pretrained)(artifact.path)
         artifact.summary.update(
+            run or {},
             parameters=sum(parameter.numel() for parameter in model.parameters()),
             items=index.catalog.num_items,
             architecture=type(model).__name__,
         )
+        write_card(artifact.path, Path(path).name, config or {}, artifact.summary)
 
 
 def save_parts(
-    directory: Path, tokenizer: Any, pack: PromptPack, index: SidIndex, interactions_dir: Path | None
+    directory: Path,
+    tokenizer: Any,
+    pack: PromptPack,
+    index: SidIndex,
+    interactions: Interactions | Path | None,
 ) -> None:
     """Everything of a model directory except the weights."""
     if pack.chat_template is not None:
@@ -52,5 +66,8 @@ def save_parts(
     tokenizer.save_pretrained(directory)
     pack.save(directory / PACK_FILE)
     index.save(directory / "sid_index")
-    if interactions_dir is not None:
-        shutil.copytree(interactions_dir, directory / "interactions")
+    if isinstance(interactions, Interactions):
+        (directory / "interactions").mkdir()
+        interactions.save(directory / "interactions")
+    elif interactions is not None:
+        shutil.copytree(interactions, directory / "interactions")

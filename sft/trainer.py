@@ -9,14 +9,14 @@ from trl import SFTConfig, SFTTrainer
 
 from prompts.branches import IGNORE, check_attention
 from prompts.template import PromptTemplate
-from serve.decoding.recommender import Recommender
-from sft.collators import BranchCollator
-from sft.valid_ranking import ValidRanking
+from sft.arguments import LayoutOptions
+from sft.collators import collator_of
+from sft.valid_ranking import RankedEvaluation, ValidRanking
 from sid_builder.interactions import Interactions
 
 
-class SidTrainer(SFTTrainer):
-    """SFTTrainer with our collator, and the valid ranking measured while training."""
+class SidTrainer(RankedEvaluation, SFTTrainer):
+    """SFTTrainer with our collator, whose evaluation ranks valid."""
 
     def __init__(
         self,
@@ -28,14 +28,21 @@ class SidTrainer(SFTTrainer):
         interactions: Interactions,
         valid_cases: int = 0,
         peft_config: LoraConfig | None = None,
+        layout: LayoutOptions | None = None,
     ) -> None:
-        check_attention(model.config)
+        layout = layout or LayoutOptions()
+        model.set_attn_implementation(layout.attention)
+        if layout.batches != "padding_free":
+            check_attention(model.config)
+        if valid_cases:
+            self.valid_ranking = ValidRanking(template, interactions, valid_cases, config.seed)
         super().__init__(
             model=model,
             args=config,
             train_dataset=table,
+            eval_dataset=self.valid_ranking.rows() if valid_cases else None,
             processing_class=tokenizer,
-            data_collator=BranchCollator(tokenizer.pad_token_id, model.dtype),
+            data_collator=collator_of(layout, tokenizer.pad_token_id, model.dtype),
             peft_config=peft_config,
         )
         head = self.accelerator.unwrap_model(self.model).get_output_embeddings()
@@ -43,9 +50,6 @@ class SidTrainer(SFTTrainer):
             # TRL 1.16's fused head reads `lm_head.bias`, which PEFT's TrainableTokensWrapper lacks. Delete
             # this when test_trl_still_needs_the_bias fails.
             head.bias = None
-        if valid_cases:
-            recommender = Recommender(self.model, tokenizer, template.index, template)
-            self.add_callback(ValidRanking(self, recommender, interactions, valid_cases, config.seed))
 
         # The backbone's last hidden states pass through here on their way to the fused head.
         self._labelled: torch.Tensor | None = None
@@ -74,7 +78,7 @@ class SidTrainer(SFTTrainer):
             result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         finally:
             self._labelled = None
-        if mode == "train":
+        if mode == "train" and "attention_mask" in inputs:
             # Padding sees itself alone and nobody sees it; every real token has at least one neighbour.
             sees = (inputs["attention_mask"] == 0).squeeze(1)
             real = (sees.sum(dim=1) > 1) | (sees.sum(dim=2) > 1)

@@ -190,7 +190,8 @@ def parse(
     """Parse `argv` (flags, and `--config file.yaml`) into `own` and then the `lazy` dataclasses.
 
     Args:
-        own: this command's dataclass; a method `check(self)` is called before anything lazy is imported.
+        own: this command's dataclass; a method `check(self)` is called before anything lazy is imported, and
+            `lazy_defaults(self)` may give defaults for lazy fields that follow from its own.
         lazy: further dataclasses as `module:Class` (TRL's configs); imported after `own` has been checked.
         own_defaults: defaults of ours for lazy fields, between the class's and the YAML's.
 
@@ -204,15 +205,18 @@ def parse(
     config_path, rest = _take_config(argv)
     values = load_yaml(config_path) if config_path else {}
     helping = any(flag in rest for flag in ("-h", "--help"))
+    defaults = dict(own_defaults or {})
     if lazy and not helping:
         (first,) = _parse([own], [], values, rest, description, strict=False)
         if hasattr(first, "check"):
             first.check()
+        if hasattr(first, "lazy_defaults"):
+            defaults |= first.lazy_defaults()
     classes = [
         own,
         *(getattr(importlib.import_module(m), c) for m, _, c in (path.partition(":") for path in lazy)),
     ]
-    parsed = _parse(classes, own_defaults or {}, values, rest, description, strict=True)
+    parsed = _parse(classes, defaults, values, rest, description, strict=True)
     if hasattr(parsed[0], "check"):
         parsed[0].check()
     return parsed

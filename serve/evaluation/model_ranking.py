@@ -40,6 +40,7 @@ def rank_targets(
     exclude_history: bool | None = None,
     batch_tokens: int = DEFAULT_BATCH_TOKENS,
     progress: bool = True,
+    wording: int = 0,
 ) -> RankedCases:
     """Decode every case's seqrec prompt and find its target in the list.
 
@@ -50,6 +51,7 @@ def rank_targets(
         decoder: a name in `serve.DECODERS` or a path `my.module:decode`.
         exclude_history: leave the items of the whole given history out; None: if the data has no repeats.
         batch_tokens: prompt and beam tokens decoded at once, padding included; at least one case.
+        wording: number of the seqrec template that asks, in the model's prompt pack.
 
     Raises:
         InputError: for num_beams < 1, unknown decoders, and settings the decoder cannot honour.
@@ -72,7 +74,7 @@ def rank_targets(
         with tqdm(
             total=len(histories), desc="ranking", unit="case", disable=not progress, mininterval=1.0
         ) as bar:
-            for cases, prompts in batches(recommender, histories, batch_tokens, num_beams):
+            for cases, prompts in batches(recommender, histories, batch_tokens, num_beams, wording):
                 filters = [_history_filter(histories, case) for case in cases] if exclude_history else None
                 given = None if free else filters
                 rankings = decode(
@@ -94,9 +96,8 @@ def rank_targets(
     return RankedCases(item_rank_C, sid_rank_C, covered_N, beams, invalid, duplicate, seconds, removed)
 
 
-def evaluate_model(recommender: Recommender, histories: Histories, **options: object) -> dict[str, float]:
-    """Item-level metrics of `rank_targets` as one flat dict: for training callbacks and their logs."""
-    ranked = rank_targets(recommender, histories, **options)  # type: ignore[arg-type]
+def flat_metrics(ranked: RankedCases) -> dict[str, float]:
+    """Item-level metrics as one flat dict: for the logs of a training run."""
     return {
         **metrics_of_ranks(ranked.item_rank_C),
         "coverage@10": ranked.coverage,
@@ -105,19 +106,26 @@ def evaluate_model(recommender: Recommender, histories: Histories, **options: ob
 
 
 def batches(
-    recommender: Recommender, histories: Histories, batch_tokens: int, num_beams: int
+    recommender: Recommender, histories: Histories, batch_tokens: int, num_beams: int, wording: int = 0
 ) -> Iterator[tuple[list[int], list[list[int]]]]:
     """Cases and prompts under a token budget, longest first: memory runs out at once or never."""
     template = recommender.template
-    prompts = [template.seqrec_prompt(histories.history(case)) for case in range(len(histories))]
+    prompts = [template.seqrec_prompt(histories.history(case), wording) for case in range(len(histories))]
+    for cases in prompt_batches(prompts, recommender.index.trie, batch_tokens, num_beams):
+        yield cases, [prompts[case] for case in cases]
+
+
+def prompt_batches(
+    prompts: Sequence[Sequence[int]], trie: SidTrie, batch_tokens: int, num_beams: int
+) -> Iterator[list[int]]:
+    """Which prompts to decode together: under a token budget, longest first."""
     lengths = np.array([len(prompt) for prompt in prompts])
     order = np.argsort(-lengths, kind="stable")
-    grown = min(num_beams, recommender.index.trie.num_leaves) * (recommender.index.trie.depth - 1)
+    grown = min(num_beams, trie.num_leaves) * (trie.depth - 1)
     start = 0
     while start < len(order):
         size = max(1, batch_tokens // (int(lengths[order[start]]) + grown))
-        cases = order[start : start + size].tolist()
-        yield cases, [prompts[case] for case in cases]
+        yield order[start : start + size].tolist()
         start += size
 
 

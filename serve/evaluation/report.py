@@ -1,11 +1,12 @@
 """From ranks to the results of an evaluation: figures with intervals, Markdown tables, a picture."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from prompts.pack import Template
 from serve.evaluation.metrics import (
     CUTOFFS,
     RankedCases,
@@ -19,6 +20,8 @@ from serve.evaluation.metrics import (
 
 RESAMPLES = 1000
 FLOORS = ("popularity", "one-hop")
+SPREAD = ("hr@10", "ndcg@10")  # figures shown over wordings
+SPREAD_OF = ("mean", "min", "max")
 # Figures that get intervals, on item-level ranks.
 COMPARED = {"hr@10": (hits, 10), "ndcg@10": (gains, 10), "hr@50": (hits, 50)}
 
@@ -69,12 +72,39 @@ def summarise(
     }
 
 
-def _table(head: list[str], body: list[list[str]]) -> str:
+def wording_spread(templates: Sequence[Template], rows: Mapping[int, RankedCases]) -> dict[str, Any]:
+    """Item-level HR@10 and NDCG@10 over wordings: mean, lowest and highest, as LC-Rec reports its prompts.
+
+    Args:
+        templates: the model's wordings of seqrec.
+        rows: what asking in the wording of that number gave.
+    """
+    metrics = {number: metrics_of_ranks(row.item_rank_C) for number, row in rows.items()}
+    spread: dict[str, Any] = {
+        "each": [
+            {
+                "wording": number,
+                "user": templates[number].user,
+                "held_out": templates[number].held_out,
+                **{name: metrics[number][name] for name in SPREAD},
+            }
+            for number in rows
+        ]
+    }
+    for name in SPREAD:
+        values = [metrics[number][name] for number in rows]
+        spread[name] = {"mean": float(np.mean(values)), "min": min(values), "max": max(values)}
+    return spread
+
+
+def markdown_table(head: list[str], body: list[list[str]]) -> str:
+    """Rows of cells in Markdown: the first column to the left, figures to the right."""
     lines = [head, ["---"] + ["---:"] * (len(head) - 1), *body]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines) + "\n"
 
 
-def _figure(value: float | None) -> str:
+def figure_text(value: float | None) -> str:
+    """Four digits, or a dash for what there is no figure of."""
     return "-" if value is None else f"{value:.4f}"
 
 
@@ -92,22 +122,28 @@ def markdown(results: dict[str, Any]) -> str:
         head = [title, *(f"HR@{k}" for k in CUTOFFS), *(f"NDCG@{k}" for k in CUTOFFS)]
         names = [f"hr@{k}" for k in CUTOFFS] + [f"ndcg@{k}" for k in CUTOFFS]
         parts.append(
-            _table(head, [[name, *(_figure(row[level][key]) for key in names)] for name, row in rows])
+            markdown_table(
+                head, [[name, *(figure_text(row[level][key]) for key in names)] for name, row in rows]
+            )
         )
     body = []
     for name, row in rows:
-        beams = [_figure(row[key]) if row["num_beams"] else "-" for key in ("invalid_rate", "duplicate_rate")]
+        beams = [
+            figure_text(row[key]) if row["num_beams"] else "-" for key in ("invalid_rate", "duplicate_rate")
+        ]
         body.append(
-            [name, f"{row['num_beams']}", *beams, _figure(row["coverage@10"]), f"{row['seconds']:.1f}"]
+            [name, f"{row['num_beams']}", *beams, figure_text(row["coverage@10"]), f"{row['seconds']:.1f}"]
         )
-    parts.append(_table(["Beams", "beams", "invalid", "duplicate", "coverage@10", "seconds"], body))
+    parts.append(markdown_table(["Beams", "beams", "invalid", "duplicate", "coverage@10", "seconds"], body))
     slices = results["slice_cases"]
     head = ["HR@10 / NDCG@10 by target", *(f"{key} ({count})" for key, count in slices.items())]
     body = []
     for name, row in rows:
         cells = [row["slices"][key] for key in slices]
-        body.append([name, *(f"{_figure(c.get('hr@10'))} / {_figure(c.get('ndcg@10'))}" for c in cells)])
-    parts.append(_table(head, body))
+        body.append(
+            [name, *(f"{figure_text(c.get('hr@10'))} / {figure_text(c.get('ndcg@10'))}" for c in cells)]
+        )
+    parts.append(markdown_table(head, body))
     parts.append(
         "cold: targets never in train; warm: the others; head: targets among the 20 % of items most frequent "
         "in train; tail: other warm ones.\n"
@@ -121,9 +157,29 @@ def markdown(results: dict[str, Any]) -> str:
             ]
             for name, by_metric in results["differences"].items()
         ]
-        parts.append(_table(head, body))
+        parts.append(markdown_table(head, body))
         parts.append(f"Paired bootstrap over cases, {RESAMPLES} resamples.\n")
+    if "wordings" in results:
+        parts.append(_wordings_table(results["wordings"]))
     return "\n".join(parts)
+
+
+def _wordings_table(spreads: Mapping[str, Mapping[str, Any]]) -> str:
+    """A row per model for the spread, then one per wording."""
+    head = ["Over wordings of seqrec", *(f"{name.upper()} {of}" for name in SPREAD for of in SPREAD_OF)]
+    body = []
+    for name, spread in spreads.items():
+        count = len(spread["each"])
+        body.append([f"{name} ({count})", *(figure_text(spread[m][of]) for m in SPREAD for of in SPREAD_OF)])
+    lines = [markdown_table(head, body)]
+    body = []
+    for name, spread in spreads.items():
+        for entry in spread["each"]:
+            kind = "held out" if entry["held_out"] else "trained"
+            said = entry["user"].replace("\n", "\\n").replace("|", "\\|")
+            body.append([f"{name}, {kind}: `{said}`", *(figure_text(entry[m]) for m in SPREAD)])
+    lines.append(markdown_table(["Wording", *(name.upper() for name in SPREAD)], body))
+    return "\n".join(lines)
 
 
 def picture(results: dict[str, Any], path: Path) -> None:

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from sft.examples import TaskContext, TaskExample
-from sft.tasks.wordings import draw
+from sft.tasks.wordings import drawn
+from sid_builder.catalog import Catalog
 from sid_builder.item_text import item_texts
 
 _WORD = re.compile(r"[\w'-]+")
@@ -18,9 +19,11 @@ def examples(context: TaskContext, rng: np.random.Generator) -> Iterator[TaskExa
     """One row per item on the shelf: one to five words of its title, brand and categories, in their order or
     shuffled.
     """
-    texts = item_texts(context.index.catalog, _TEMPLATE)
-    for item in context.items().tolist():
-        words = list(dict.fromkeys(_WORD.findall(texts[item])))
+    items, table = context.items(), context.index.catalog.table
+    first, last = (int(items[0]), int(items[-1])) if len(items) else (0, -1)
+    texts = item_texts(Catalog(table.slice(first, last + 1 - first)), _TEMPLATE)
+    for item in items.tolist():
+        words = list(dict.fromkeys(_WORD.findall(texts[item - first])))
         if not words:
             continue
         size = int(rng.integers(1, min(_MOST_WORDS, len(words)) + 1))
@@ -29,7 +32,4 @@ def examples(context: TaskContext, rng: np.random.Generator) -> Iterator[TaskExa
             chosen = np.sort(chosen)
         query = " ".join(words[word] for word in chosen)
         query = query if rng.random() < 0.5 else query.lower()
-        rendered = context.template.render(
-            "query2sid", item, wording=draw(context, "query2sid", rng), query=query
-        )
-        yield TaskExample.of("query2sid", rendered, item)
+        yield from drawn(context, "query2sid", rng, item, query=query)

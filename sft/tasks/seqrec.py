@@ -6,6 +6,7 @@ prompt may hold gets a row of its own, since a shared trunk would already have r
 drops. With `positions: windows` every target has a row of its own: the plain path, same loss, more tokens.
 """
 
+from bisect import bisect_left
 from collections.abc import Iterator
 
 import numpy as np
@@ -13,24 +14,30 @@ import numpy as np
 from prompts.branches import IGNORE, Branch
 from prompts.template import PromptTemplate
 from sft.examples import TaskContext, TaskExample
-from sft.tasks.wordings import draw
+from sft.tasks.wordings import pick
 from sid_builder.interactions import Histories
 
 
 def examples(context: TaskContext, rng: np.random.Generator) -> Iterator[TaskExample]:
     """Rows in sequence order, one wording per sequence."""
     template = context.template
-    histories = context.train_cases()
+    wordings = template.pack.wordings("seqrec")
+    histories = context.train_cases(whole_sequences=True)
     starts = np.flatnonzero(np.diff(histories.sequence_C, prepend=-1))
     ends = np.append(starts, len(histories))[1:]
     for first, last in zip(starts, ends, strict=True):
-        wording = draw(context, "seqrec", rng)
-        shared = []
+        wording = pick(wordings, rng)
+        alone = first
         if context.positions == "all":
-            shared = [c for c in range(first, last) if _fits(template, histories.history(c), wording)]
-        if shared:
-            yield _tree(template, histories, shared, wording)
-        for case in range(first + len(shared), last):
+            # Every history holds the one before it: from some case on, none fits.
+            alone += bisect_left(
+                range(first, last),
+                True,
+                key=lambda case: not _fits(template, histories.history(case), wording),
+            )
+        if alone > first:
+            yield _tree(template, histories, range(first, alone), wording)
+        for case in range(alone, last):
             target = int(histories.targets_C[case])
             prompt = template.seqrec_prompt(histories.history(case), wording)
             answer = template.sid_ids[target] + template.end_ids
@@ -38,7 +45,7 @@ def examples(context: TaskContext, rng: np.random.Generator) -> Iterator[TaskExa
             yield TaskExample("seqrec", prompt + answer[:-1], labels, [target])
 
 
-def _tree(template: PromptTemplate, histories: Histories, cases: list[int], wording: int) -> TaskExample:
+def _tree(template: PromptTemplate, histories: Histories, cases: range, wording: int) -> TaskExample:
     """Cases of one sequence, in order, as branches of the last one's history."""
     pieces = template.seqrec_pieces(wording)
     trunk, item_ends = list(pieces.before), []

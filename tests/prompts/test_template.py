@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from tokenizers import AddedToken
 
+from prompts import PACKS
 from prompts.pack import PromptPack, Template
 from prompts.template import PromptTemplate
 from sid_builder.errors import InputError
@@ -71,6 +72,8 @@ def test_token_ids_are_equal_in_sft_rl_evaluation_and_endpoint(template, room):
     from sft.examples import TaskContext
     from sft.tasks import seqrec
 
+    first = template.pack.templates("seqrec")[:1]  # what RL, evaluation and the endpoint ask
+    template = with_pack(template, tasks={**template.pack.tasks, "seqrec": first})
     pieces = template.seqrec_pieces()
     budget = len(pieces.before) + len(pieces.after) + room
     template = with_pack(template, max_prompt_tokens=budget)
@@ -182,6 +185,17 @@ def test_answers_parse_back_to_their_items(template):
         ("tasks: {seqrec: [{user: a, answer: b}]}\nmax_histroy: 3", "max_histroy"),
         ("tasks: {seqrec: [{user: a, answer: b}]}\nmax_history: 0", "max_history: 0"),
         ("tasks: {seqrec: [{user: a, answer: b}]}\nmax_history: many", "max_history"),
+        ("tasks: {seqrec: [{user: a, answer: b, held_out: true}]}", "no template to train on"),
+        (
+            "tasks: {x: [{user: a, answer: b, held_out: true}, {user: c, answer: d}]}",
+            "task 'x' holds out its first wording",
+        ),
+        ("tasks: {x: [{user: 'a {title', answer: b}]}", "'a {title' is no template .* double a brace"),
+        ("tasks: {x: [{user: '{sid} is', answer: '{sid}'}]}", "asks with {sid} .* gives the answer away"),
+        ("tasks: {x: [{user: '{history_sids} {title}', answer: '{sid}'}]}", "asks with {title}"),
+        ("tasks: {x: [{user: a, answer: b}]}\nhistory_sid: '{sid}{sid}'", "it must hold {sid} once"),
+        ("tasks: {x: [{user: a, answer: b}]}\nhistory_title: none", "it must hold {title} once"),
+        ("tasks: {x: [{user: a, answer: b}]}\nanswer_end: '{end}'", "answer_end is '{end}'"),
         ("history_separator: ' '", "tasks: is missing"),
         ("- a list", "expected `key: value`"),
     ],
@@ -195,14 +209,14 @@ def test_pack_errors_name_the_key(tmp_path, text, words):
 
 
 def test_packs_survive_a_round_trip_and_unknown_names_are_refused(tmp_path):
-    for name in ("plain", "chat"):
+    for name in PACKS:
         pack = PromptPack.load(name)
         pack.save(tmp_path / name)
         assert PromptPack.load(tmp_path / name) == pack
     with pytest.raises(InputError, match="neither one of"):
         PromptPack.load("no_such_pack")
     with pytest.raises(InputError, match="has no templates in this pack"):
-        PromptPack.load("plain").templates("itemsearch")
+        PromptPack.load("plain").templates("no_such_task")
 
 
 def test_frames_that_cannot_work_are_refused(small_index):
@@ -214,3 +228,13 @@ def test_frames_that_cannot_work_are_refused(small_index):
     )
     with pytest.raises(InputError, match="nothing after an answer"):
         _ = PromptTemplate(endless, tokenizer, small_index).end_id
+    broken = dataclasses.replace(endless, chat_template="{% for m in messages %}")
+    with pytest.raises(InputError, match="cannot frame a request"):
+        PromptTemplate(broken, tokenizer, small_index)
+    picky = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system here') }}{% endif %}a"
+    with pytest.raises(InputError, match="no system here.* `system`"):
+        PromptTemplate(dataclasses.replace(endless, chat_template=picky, system="s"), tokenizer, small_index)
+    ends = dataclasses.replace(endless, answer_end="\n{eos}")
+    tokenizer.eos_token = None
+    with pytest.raises(InputError, match="answer_end is .*{eos}', and the tokenizer has no eos"):
+        _ = PromptTemplate(ends, tokenizer, small_index).end_ids

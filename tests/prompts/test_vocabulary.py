@@ -25,7 +25,7 @@ def test_tables_encode_and_decode(small_index):
 
 def test_a_tokenizer_that_lacks_used_tokens_is_refused(small_index):
     larger = make_index(np.array([[0, 0, 20], [1, 2, 3]]), (16, 16, 32))
-    with pytest.raises(InputError, match=r"tokenizer: '<c_20>'.*1 of 2 tokens of level 2 are missing"):
+    with pytest.raises(InputError, match=r"tokenizer: '<c_20>'.*1 of the 6 tokens that items use"):
         SidVocabulary.of(make_tokenizer(small_index), larger.semantic_ids)
 
 

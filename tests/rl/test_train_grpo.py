@@ -295,6 +295,7 @@ def test_groups_and_checkpoints_are_checked(flags, message):
         (["--rewards", "rule", "--reward_weights", "1", "2"], "reward_weights"),
         (["--resume_from_checkpoint", "true"], "resume_from_checkpoint"),
         (["--num_generation", "4"], "num_generation"),
+        (["--push_to_hub", "true"], "push_to_hub: a run directory holds people's interactions"),
     ],
 )
 def test_bad_input_leaves_nothing_behind(model_dir, tmp_path, flags, message):

@@ -7,7 +7,7 @@ import pytest
 
 from serve import evaluate
 from serve.evaluation.metrics import metrics_of_ranks
-from serve.evaluation.model_ranking import evaluate_model, rank_targets, sample_cases, target_ranks
+from serve.evaluation.model_ranking import flat_metrics, rank_targets, sample_cases, target_ranks
 from sid_builder.artifact import open_artifact, writing
 from sid_builder.errors import InputError
 from sid_builder.interactions import Interactions
@@ -142,7 +142,7 @@ def test_ranks_match_a_plain_search_of_the_lists(recommender, interactions):
         assert not set(items) & set(history.tolist())
         assert ranked.item_rank_C[case] == (items.index(target) + 1 if target in items else 0)
     assert ranked.covered_N.sum() >= 10
-    flat = evaluate_model(recommender, histories, progress=False)
+    flat = flat_metrics(ranked)
     assert flat["hr@10"] == metrics_of_ranks(ranked.item_rank_C)["hr@10"]
 
 
@@ -182,3 +182,57 @@ def test_sample_is_drawn_by_seed(interactions):
     first, again, other = (sample_cases(histories, 10, seed).sequence_C for seed in (0, 0, 1))
     assert np.array_equal(first, again) and not np.array_equal(first, other)
     assert sample_cases(histories, 0) is histories
+
+
+def test_wordings_are_ranked_each_and_reported_together(model_dirs, capsys):
+    """Beside the usual tables, which stay those of the first wording."""
+    argv = ["--model", str(model_dirs / "first"), "--device", "cpu", "--max_cases", "8", "--split", "valid"]
+    usual = evaluate.main([*argv, "--output_dir", str(model_dirs / "usual")])
+    assert "wordings" not in usual and "wording" not in (model_dirs / "usual" / "table.md").read_text()
+    capsys.readouterr()
+    asked = evaluate.main([*argv, "--output_dir", str(model_dirs / "asked"), "--wordings", "all"])
+    assert asked["rows"]["first"]["item"] == usual["rows"]["first"]["item"]
+    spread = asked["wordings"]["first"]
+    assert [entry["held_out"] for entry in spread["each"]] == [False, True, True]
+    assert spread["each"][0]["ndcg@10"] == usual["rows"]["first"]["item"]["ndcg@10"]
+    assert len({entry["ndcg@10"] for entry in spread["each"]}) > 1, "another wording is another prompt"
+    for name in ("hr@10", "ndcg@10"):
+        values = [entry[name] for entry in spread["each"]]
+        assert spread[name] == {"mean": np.mean(values), "min": min(values), "max": max(values)}
+    printed = capsys.readouterr().out
+    assert "| first (3) |" in printed and f"{spread['hr@10']['mean']:.4f}" in printed
+    assert "| first, held out: `{history_sids} and then?` |" in printed
+
+
+def test_a_wording_asks_with_its_own_prompts(recommender, interactions):
+    from serve.decoding.ranking import ItemFilter
+    from serve.decoding.tree_beam import decode
+
+    histories = sample_cases(interactions.histories("test"), 8, seed=1)
+    ranked = rank_targets(recommender, histories, progress=False, wording=2)
+    for case in range(len(histories)):
+        prompt = recommender.template.prompt("seqrec", histories.history(case), 2)
+        seen = [ItemFilter(exclude=histories.history(case))]
+        items = decode(recommender.model, [prompt], recommender.trie, 50, seen)[0].items_K.tolist()
+        target = int(histories.targets_C[case])
+        assert ranked.item_rank_C[case] == (items.index(target) + 1 if target in items else 0)
+
+
+def test_wordings_that_are_not_there(model_dirs, small_index, interactions, tmp_path):
+    import dataclasses
+
+    from prompts.pack import PromptPack
+    from serve.evaluate import chosen_wordings
+    from tests.sft.builders import write_sids
+
+    pack = PromptPack.load("plain")
+    assert chosen_wordings(pack, "all") == [0, 1, 2] and chosen_wordings(pack, "first") == [0]
+    assert chosen_wordings(pack, "held_out") == [1, 2] and chosen_wordings(pack, "trained") == [0]
+    trained = [template for template in pack.tasks["seqrec"] if not template.held_out]
+    with pytest.raises(InputError, match="wordings: 'held_out', and the model's prompt pack holds no"):
+        chosen_wordings(dataclasses.replace(pack, tasks={"seqrec": trained}), "held_out")
+    sids = write_sids(tmp_path / "sids", small_index, interactions)
+    with pytest.raises(InputError, match="wordings: 'all', and floors read none"):
+        evaluate.main(["--model", str(sids), "--wordings", "all"])
+    with pytest.raises(InputError, match="--wordings"):
+        evaluate.main(["--model", str(model_dirs / "first"), "--wordings", "second"])

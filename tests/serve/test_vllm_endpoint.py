@@ -210,10 +210,24 @@ def test_chat_by_history(endpoint, capsys):
     assert f"item-{ranking.items_K[0]}" in lines[1].split()
 
 
+def test_chat_by_history_and_request(endpoint, capsys):
+    lines = run_chat(endpoint, capsys, "a thing", "--n", "1", "--history", "item-3")
+    recommender = endpoint.recommender
+    messages = request_messages(recommender.template, "a thing", [3])
+    prompt = recommender.template.prompt("itemsearch", [3], 1, query="a thing")
+    assert tokenize(endpoint, messages) == prompt
+    (ranking,) = decode(recommender.model, [prompt], recommender.trie, 1)
+    assert f"item-{ranking.items_K[0]}" in lines[1].split()
+
+
+def test_a_conversation_reaches_the_model_as_it_was_trained(endpoint):
+    template, turns = endpoint.recommender.template, [("a thing", 7)]
+    messages = request_messages(template, "cheaper", [], turns)
+    assert tokenize(endpoint, messages) == template.encode_prompt("cheaper", turns)
+
+
 def test_chat_errors_are_one_line(endpoint, capsys):
     with pytest.raises(InputError, match="item_id: 'nowhere' is not in the catalogue"):
         run_chat(endpoint, capsys, "--history", "nowhere")
-    with pytest.raises(InputError, match="history: no wording"):
-        run_chat(endpoint, capsys, "a thing", "--history", "item-3")
     with pytest.raises(InputError, match="base_url: .* cannot be reached"):
         chat(["--model", str(endpoint.model_dir), "--base_url", "http://127.0.0.1:9/v1", "a thing"])

@@ -38,7 +38,8 @@ def index():
 
 @pytest.fixture(scope="module")
 def sids(index, tmp_path_factory):
-    return write_sids(tmp_path_factory.mktemp("sids") / "sids", index, make_interactions(40))
+    vectors_ND = np.random.default_rng(8).normal(size=(40, 6)).astype(np.float32)
+    return write_sids(tmp_path_factory.mktemp("sids") / "sids", index, make_interactions(40), vectors_ND)
 
 
 def run_sft(sids, output_dir, *flags):
@@ -79,24 +80,27 @@ def test_lora_moves_exactly_the_sid_rows(index, sids, tmp_path, architecture, ti
     assert json.loads((tmp_path / "sft" / "log_history.json").read_text())[0]["loss"] > 0
 
 
+@pytest.mark.parametrize("init", ["mean", "text", "codebook"])
 @pytest.mark.parametrize("tied", [True, False])
-def test_gradient_of_new_rows_comes_through_head_and_input(index, sids, tmp_path, tied):
+def test_gradient_of_new_rows_comes_through_head_and_input(index, sids, tmp_path, tied, init):
     """The fused head's gradient on the SID rows equals that of a plain cross-entropy over full logits."""
     from trl import SFTConfig
 
     from prompts.pack import PromptPack
     from sft.adapters import lora_config
-    from sft.arguments import SftArguments
+    from sft.arguments import NewTokenOptions, SftArguments
     from sft.examples import TaskContext
-    from sft.mixture import build_table
+    from sft.shards import training_rows
     from sft.start import start_model
     from sft.trainer import SidTrainer
 
     checkpoint = write_checkpoint(tmp_path / "checkpoint", index, "qwen3", tied)
-    args = SftArguments(sid_dir=str(sids), model_name_or_path=str(checkpoint))
+    options = NewTokenOptions(init=init)
+    args = SftArguments(sid_dir=str(sids), model_name_or_path=str(checkpoint), new_tokens=options)
     interactions = make_interactions(40)
     model, tokenizer, template, ids = start_model(args, PromptPack.load("chat"), index, 0)
-    table = build_table(TaskContext(index, interactions, template), {"seqrec": 1.0}, 0).select(range(6))
+    context = TaskContext(index, interactions, template)
+    table = training_rows(context, {"seqrec": 1.0}, 0, tmp_path / "rows", {}).select(range(6))
     config = SFTConfig(
         str(tmp_path / "run"),
         use_cpu=True,
@@ -226,7 +230,7 @@ def test_from_scratch_learns_and_merges(index, sids, tmp_path):
     history = json.loads((tmp_path / "sft" / "log_history.json").read_text())
     losses = [entry["loss"] for entry in history if "loss" in entry]
     assert losses[-1] < 0.6 * losses[0]
-    assert any("valid_ndcg@10" in entry for entry in history)
+    assert any("eval_ndcg@10" in entry for entry in history)
     assert recommender.interactions.num_sequences == 30
     assert recommender.tokenizer.chat_template == recommender.template.pack.chat_template
 

@@ -1,0 +1,1 @@
+"""Intents written by a language model behind an OpenAI-compatible endpoint."""

@@ -1,0 +1,184 @@
+"""What `sft.train --plan true` says: data, parameters, FLOPs, memory and hours of a run, before it.
+
+It reads the SID directory, the tokenizer and the checkpoint's config.json: no weights, no GPU, some seconds.
+The data is counted (a sample of it where it is large: `plan_data`), parameters too, on a model without memory
+(`plan_model`); FLOPs (`plan_flops`) and memory (`plan_memory`) follow by formula. `accelerate launch` tells
+the number of processes and how they share a model, or ACCELERATE_CONFIG_FILE does, which names the launch
+file of a machine that is elsewhere:
+
+    ACCELERATE_CONFIG_FILE=configs/accelerate/fsdp2.yaml python -m sft.train --config X --sid_dir D
+    --output_dir O --plan true
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from prompts.intents import Intents
+from prompts.pack import PromptPack
+from prompts.template import PromptTemplate
+from serve.evaluation.model_ranking import DEFAULT_BEAMS, sample_cases
+from sft.adapters import lora_config
+from sft.arguments import SftArguments
+from sft.collators import BranchCollator
+from sft.examples import TaskContext
+from sft.models.scratch import build_model
+from sft.plan_data import Batches, Volume, draw_batches, measure
+from sft.plan_flops import beam_flops, training_flops
+from sft.plan_hardware import Launch
+from sft.plan_memory import Memory, resident_memory, step_memory
+from sft.plan_model import ModelShape, adapted, config_model, on_meta, saved_bytes, shape_of
+from sft.plan_report import Plan, model_facts, remedies, scientific
+from sft.start import start_tokenizer
+from sft.valid_ranking import schedule_evaluation
+from sft.vocabulary import extend_model
+from sid_builder.artifact import open_artifact
+from sid_builder.errors import InputError
+from sid_builder.interactions import Histories, Interactions
+from sid_builder.sid_index import SidIndex
+
+
+def plan_sft(args: SftArguments, config: Any, pack: PromptPack) -> Plan:
+    """Plan the run that `sft.train` would make of these arguments.
+
+    Args:
+        config: TRL's SFTConfig.
+
+    Raises:
+        InputError: when the tokenizer or config.json cannot be opened, and for whatever training would be
+            refused for before its first step.
+    """
+    launch = Launch.current(config)
+    if args.valid_cases and launch.sharding in ("fsdp2", "zero3"):
+        raise InputError(
+            f"valid_cases: {args.valid_cases} cannot be ranked under {launch.sharding}, where no process "
+            "holds whole weights; set valid_cases: 0, and rank the merged model with serve.evaluate"
+        )
+    schedule_evaluation(config, args.valid_cases, args.patience)
+    sids = open_artifact(args.sid_dir, "sids")
+    index = SidIndex.load(sids.path / "sid_index")
+    interactions = Interactions.load(sids.path / "interactions")
+    dtype = getattr(torch, args.dtype)
+    base = config_model(args.model_name_or_path, dtype) if args.model_name_or_path is not None else None
+    tokenizer, template, token_ids = start_tokenizer(args, pack, index)
+    if args.from_scratch is not None:
+        with on_meta():
+            end_id, pad_id = template.end_id, tokenizer.pad_token_id
+            base = build_model(args.from_scratch, len(tokenizer), end_id, pad_id, config.seed).to(dtype)
+    else:
+        with on_meta():
+            extend_model(base, tokenizer)
+    model = adapted(base, lora_config(args, base, token_ids) if args.training == "lora" else None)
+    shape = shape_of(model, args.load_in_4bit)
+
+    learnt = interactions.without_last_train() if args.hold_out_last else interactions
+    intents = Intents.load(args.intents, index.catalog) if args.intents else None
+    context = TaskContext(index, learnt, template, intents, args.layout.positions)
+    volume = measure(context, args.task_weights or {}, config.seed)
+    collate = BranchCollator(tokenizer.pad_token_id, dtype)
+    batches = draw_batches(volume.sample, config.per_device_train_batch_size, collate, config.seed)
+
+    largest, mean = batches.largest, batches.mean
+    kept = saved_bytes(model, int(largest.rows), int(largest.width), mixed_dtype(config), batches.masked)
+    memory = Memory(
+        resident_memory(shape, launch, config.optim),
+        step_memory(shape, largest, kept, largest.labelled, config.gradient_checkpointing),
+    )
+    micro = math.ceil(volume.rows.value / (config.per_device_train_batch_size * launch.processes))
+    steps = Steps.of(config, micro)
+    step_flops = config.gradient_accumulation_steps * training_flops(
+        shape, mean, mean.labelled, config.gradient_checkpointing
+    )
+    ranking = _ranking_flops(args, shape, template, interactions, config.seed)
+    ranking *= steps.evaluations(config) / launch.processes
+    device_flops = steps.total * step_flops + ranking
+    half = bool(mixed_dtype(config)) or args.dtype != "float32"
+    return Plan(
+        command="sft.train",
+        shape=shape,
+        launch=launch,
+        facts={
+            **model_facts(shape, launch),
+            **_data_facts(volume, batches, config, launch),
+            "steps": f"{steps.epoch:,} an epoch, {steps.total:,} in all",
+            "FLOPs": f"{scientific(step_flops * launch.processes)} a step, "
+            f"{scientific(step_flops * launch.processes * steps.epoch)} an epoch, "
+            f"{scientific(device_flops * launch.processes)} in all, of which ranking valid "
+            f"{ranking / device_flops:.1%}",
+        },
+        figures={
+            "rows": volume.rows.value,
+            "tokens": volume.tokens.value,
+            "tokens_error": volume.tokens.error,
+            "labels": volume.labels.value,
+            "steps": steps.total,
+            "flops_step": step_flops * launch.processes,
+            "flops": device_flops * launch.processes,
+        },
+        memory=memory,
+        device_flops=device_flops,
+        cpu_flops=device_flops,
+        half=half,
+        remedies=remedies(args.training, args.dtype, config, launch, not args.load_in_4bit),
+    )
+
+
+def mixed_dtype(config: Any) -> torch.dtype | None:
+    """What TRL's configuration autocasts to."""
+    return torch.bfloat16 if config.bf16 else torch.float16 if config.fp16 else None
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Optimizer steps of an epoch and of the run."""
+
+    epoch: int
+    total: int
+
+    @staticmethod
+    def of(config: Any, micro_batches: int) -> "Steps":
+        """As Trainer counts them from an epoch's batches of one device."""
+        epoch = max(math.ceil(micro_batches / config.gradient_accumulation_steps), 1)
+        total = config.max_steps if config.max_steps > 0 else math.ceil(config.num_train_epochs * epoch)
+        return Steps(epoch, total)
+
+    def evaluations(self, config: Any) -> int:
+        """How often Trainer evaluates."""
+        strategy = str(getattr(config.eval_strategy, "value", config.eval_strategy))
+        if strategy == "steps":
+            every = config.eval_steps or config.logging_steps
+            return int(self.total // (every if every >= 1 else every * self.total))
+        return math.ceil(self.total / self.epoch) if strategy == "epoch" else 0
+
+
+def mean_prompt_tokens(template: PromptTemplate, histories: Histories, seed: int) -> float:
+    """Tokens of a seqrec prompt, on average over a sample."""
+    cases = sample_cases(histories, 200, seed)
+    return float(np.mean([len(template.seqrec_prompt(cases.history(case))) for case in range(len(cases))]))
+
+
+def _ranking_flops(
+    args: SftArguments, shape: ModelShape, template: PromptTemplate, interactions: Interactions, seed: int
+) -> float:
+    """Of one ranking of the valid sample, by all devices together."""
+    histories = interactions.histories("valid")
+    if not args.valid_cases or not len(histories):
+        return 0.0
+    tokens = mean_prompt_tokens(template, histories, seed)
+    one = beam_flops(shape, tokens, DEFAULT_BEAMS, template.index.semantic_ids.depth)
+    return min(args.valid_cases, len(histories)) * one
+
+
+def _data_facts(volume: Volume, batches: Batches, config: Any, launch: Launch) -> dict[str, str]:
+    mean, largest, size = batches.mean, batches.largest, config.per_device_train_batch_size
+    a_step = size * launch.processes * config.gradient_accumulation_steps
+    exact = "counted" if not volume.rows.error else f"estimated from {len(volume.sample):,} rows"
+    padding = 1 - volume.tokens.value / volume.rows.value * min(size, len(volume.sample)) / mean.cells
+    return {
+        "an epoch": f"{volume.rows} rows, {volume.tokens} tokens, {volume.labels} with loss ({exact})",
+        "batches": f"{size} rows a device, as {mean.rows:.1f} x {mean.width:.0f} tokens "
+        f"({padding:.0%} padding); largest {largest.rows:.0f} x {largest.width:.0f}; {a_step} rows a step",
+    }

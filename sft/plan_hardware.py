@@ -1,0 +1,126 @@
+"""Where a planned run would happen: machines with their peaks, and the processes of an accelerate launch."""
+
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from sid_builder.cli import load_yaml
+from sid_builder.errors import InputError
+
+GIB = 2**30
+# Share of a machine's peak that training is assumed to reach. Published runs of dense models on A100s lie
+# between .3 and .5 (PaLM, Chowdhery et al. 2022, table 3); short rows and small models stay below.
+EFFICIENCY = 0.3
+FITS = 0.95  # of a device's memory: the allocator's blocks are never all full
+CONFIG_VARIABLE = "ACCELERATE_CONFIG_FILE"
+
+Sharding = Literal["none", "ddp", "fsdp2", "zero2", "zero3"]
+
+
+@dataclass(frozen=True)
+class Machine:
+    """One device: usable memory in GiB, dense peaks in TFLOP/s without sparsity."""
+
+    name: str
+    memory_gib: float
+    bf16_tflops: float
+    fp32_tflops: float
+
+
+# NVIDIA's data sheets and white papers (Ada GPU Architecture v2.1 appendix A; L4, A100 and H100 SXM data
+# sheets, whose figures "with sparsity" are halved); bf16 with fp32 accumulation, fp32 without tensor cores,
+# torch's default. Memory is what the driver leaves of the nominal size.
+GPUS = (
+    Machine("RTX 4090 24 GB", 23.5, 165.2, 82.6),
+    Machine("L4 24 GB", 22.0, 121.0, 30.3),
+    Machine("A100 40 GB", 39.4, 312.0, 19.5),
+    Machine("A100 80 GB", 79.2, 312.0, 19.5),
+    Machine("H100 80 GB", 79.2, 989.4, 66.9),
+)
+
+
+def this_cpu() -> Machine:
+    """The CPU the plan runs on; its peak is that of an fp32 matrix product of 1,024 x 1,024, timed here."""
+    import torch
+
+    left, right = torch.randn(1024, 1024), torch.randn(1024, 1024)
+    times = []
+    for _ in range(4):
+        start = time.perf_counter()
+        left @ right
+        times.append(time.perf_counter() - start)
+    tflops = 2 * 1024**3 / min(times) / 1e12
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
+    return Machine(f"this CPU, {torch.get_num_threads()} threads", memory, tflops, tflops)
+
+
+@dataclass(frozen=True)
+class Launch:
+    """Processes of a run, one device each, and what of a model they share out among them.
+
+    `mixed` says whether accelerate's mixed precision is on: FSDP2 then keeps trainable weights in fp32, and
+    DeepSpeed all weights in half precision with an fp32 copy of the trainable ones.
+    """
+
+    processes: int
+    sharding: Sharding
+    mixed: bool
+    source: str
+
+    @staticmethod
+    def current(config: Any, environment: Mapping[str, str] = os.environ) -> "Launch":
+        """The launch this process belongs to, or the one that ACCELERATE_CONFIG_FILE describes.
+
+        Args:
+            config: TRL's configuration; its world size counts under a launcher.
+
+        Raises:
+            InputError: when the file describes a kind of launch that sidereal does not train under.
+        """
+        mixed = bool(config.bf16 or config.fp16)
+        if environment.get(CONFIG_VARIABLE):
+            return Launch.of_file(environment[CONFIG_VARIABLE], mixed)
+        sharding: Sharding = "ddp" if config.world_size > 1 else "none"
+        if environment.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
+            sharding = _fsdp(environment.get("FSDP_VERSION", "1"), "FSDP_VERSION")
+        elif environment.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
+            stage = environment.get("ACCELERATE_DEEPSPEED_ZERO_STAGE")
+            sharding = _zero(stage, "ACCELERATE_DEEPSPEED_ZERO_STAGE")
+        return Launch(config.world_size, sharding, mixed, "this launch")
+
+    @staticmethod
+    def of_file(path: str | Path, mixed: bool) -> "Launch":
+        """What `accelerate launch --config_file PATH` would start."""
+        content = load_yaml(path)
+        kind = str(content.get("distributed_type", "NO"))
+        processes = content.get("num_processes", 1)
+        if isinstance(processes, bool) or not isinstance(processes, int) or processes < 1:
+            raise InputError(f"{path}: num_processes is {processes!r}; give a whole number of at least 1")
+        if kind == "FSDP":
+            version = (content.get("fsdp_config") or {}).get("fsdp_version", 1)
+            sharding = _fsdp(version, f"{path}: fsdp_config.fsdp_version")
+        elif kind == "DEEPSPEED":
+            stage = (content.get("deepspeed_config") or {}).get("zero_stage")
+            sharding = _zero(stage, f"{path}: deepspeed_config.zero_stage")
+        elif kind in ("NO", "MULTI_GPU", "MULTI_CPU"):
+            sharding = "ddp" if processes > 1 else "none"
+        else:
+            raise InputError(
+                f"{path}: distributed_type {kind!r} cannot be planned; use NO, MULTI_GPU, FSDP or DEEPSPEED"
+            )
+        return Launch(processes, sharding, mixed, str(path))
+
+
+def _fsdp(version: Any, where: str) -> Sharding:
+    if str(version) != "2":
+        raise InputError(f"{where}: {version!r} cannot be planned; set it to 2, FSDP1 is no longer used")
+    return "fsdp2"
+
+
+def _zero(stage: Any, where: str) -> Sharding:
+    if str(stage) not in ("2", "3"):
+        raise InputError(f"{where}: {stage!r} cannot be planned; use 2 or 3")
+    return "zero2" if str(stage) == "2" else "zero3"

@@ -1,0 +1,13 @@
+"""Title history -> title of the next item, words alone: MiniOneRec's `SFTData`."""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from sft.examples import TaskContext, TaskExample
+from sft.tasks.wordings import over_cases
+
+
+def examples(context: TaskContext, rng: np.random.Generator) -> Iterator[TaskExample]:
+    """One row per train case whose target has a title."""
+    return over_cases(context, "title_history2title", rng)
