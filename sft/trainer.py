@@ -5,6 +5,7 @@ from typing import Any
 import datasets
 import torch
 from peft import LoraConfig
+from torch.distributed.fsdp import FSDPModule
 from trl import SFTConfig, SFTTrainer
 
 from prompts.branches import IGNORE, check_attention
@@ -72,6 +73,12 @@ class SidTrainer(RankedEvaluation, SFTTrainer):
         """
         seen = self._total_train_tokens
         mode = "train" if self.model.training else "eval"
+        head = self.accelerator.unwrap_model(model).get_output_embeddings()
+        if isinstance(head, FSDPModule):
+            # TRL 1.16's fused head takes the weight of a sharded head by `full_tensor()`, whose gradient is
+            # then each process's own, never summed. A head that FSDP has gathered itself is reduced by it.
+            # Delete this when test_trl_still_needs_a_gathered_head fails.
+            head.unshard()
         self._labelled = inputs["shift_labels"] != IGNORE
         inputs = {**inputs, "shift_labels": inputs["shift_labels"][self._labelled][None]}
         try:

@@ -186,7 +186,7 @@ def test_sample_is_drawn_by_seed(interactions):
 
 def test_wordings_are_ranked_each_and_reported_together(model_dirs, capsys):
     """Beside the usual tables, which stay those of the first wording."""
-    argv = ["--model", str(model_dirs / "first"), "--device", "cpu", "--max_cases", "8", "--split", "valid"]
+    argv = ["--model", str(model_dirs / "first"), "--device", "cpu", "--max_cases", "40", "--split", "valid"]
     usual = evaluate.main([*argv, "--output_dir", str(model_dirs / "usual")])
     assert "wordings" not in usual and "wording" not in (model_dirs / "usual" / "table.md").read_text()
     capsys.readouterr()
