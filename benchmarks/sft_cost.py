@@ -1,23 +1,23 @@
-"""What an epoch of next-SID training costs: layouts against each other, and SID rows against whole embeddings.
+"""What an epoch of next-SID training costs: layouts side by side, and SID rows against whole embeddings.
 
     python benchmarks/sft_cost.py [--quick] [--sid_dir out/beauty/sids] [--only tokens speed memory]
 
-`tokens` counts, for every layout, the tokens of one epoch over all train positions and the FLOPs they cost a
-model of Qwen2.5-0.5B's shape:
+`tokens` counts what one epoch over all train positions takes in every layout, and the FLOPs it costs a model
+of Qwen2.5-0.5B's shape. Windows: one row per target, right-padded in batches of 16 or packed; all: a user's
+targets share one row as branches, 64 rows a batch, packed by the collator that training uses. Our loss scores
+labelled positions alone; MiniOneRec's scores every position, padding included. Its rows are counted under a
+frame as long as its own (77 tokens of Qwen's vocabulary, two between items, a newline and EOS behind the
+answer), ours under the `chat` pack's in ChatML with Qwen's default system prompt.
 
-- windows: one row per target, as LC-Rec and MiniOneRec train; all: a user's targets share one row as branches;
-- our loss scores labelled positions alone, MiniOneRec's every position; its rows are counted under its own
-  frame as well, whose length is a fact about it (77 tokens with Qwen's vocabulary, two between items, "\n" and
-  EOS behind the answer), ours under the `chat` pack's in ChatML with Qwen's default system prompt.
+`speed` trains a small Qwen3 for real, without the optimizer's step: transformers' own loss on padded windows
+(the peer: what transformers.Trainer does), and our trainer on padded windows, packed windows and packed
+trees, over the same targets, interleaved. `memory` takes LoRA steps of a random Qwen2.5-0.5B with SID rows
+and with whole embeddings, each in a process of its own.
 
-`speed` trains a small Qwen3 for real: `transformers`' own loss on padded windows (the peer: what
-`transformers.Trainer` does), and our trainer on padded windows, packed windows and packed trees, over the same
-targets, interleaved. `memory` takes one LoRA step of a random Qwen2.5-0.5B with SID rows and with whole
-embeddings, each in a process of its own.
-
-FLOPs: 6 per weight and token (2 forward, 4 backward) of the layers, 6 H per position through the head for each
-of V words, and 12 H per layer and pair of positions that attention computes: n^2 / 2 of a causal row of n, all
-n^2 of a row under a 4-D mask, which no kernel skips. That product is the limit; seconds are this machine's.
+FLOPs: 6 per weight of the layers and token (2 forward, 4 backward), padding included; 6 H V per position that
+the head scores; 12 H per layer and pair of positions that attention computes: n^2 / 2 of a causal row of n,
+all n^2 of a row under a 4-D mask, which no kernel skips. That product is the limit; seconds are this
+machine's.
 """
 
 import argparse
@@ -30,7 +30,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -88,61 +87,107 @@ MINIONEREC = Frame(before=57, between=2, after=20, end=2)
 CHAT = Frame(before=42, between=1, after=5, end=1)
 
 
-def windows_epoch(lengths_C: np.ndarray, frame: Frame, depth: int) -> dict[str, float]:
-    """Tokens, attended pairs and labels of one row per case; lengths_C: items of history per case."""
-    rows_C = frame.before + lengths_C * depth + (lengths_C - 1) * frame.between + frame.after
-    rows_C = rows_C + depth + frame.end - 1
-    return {
-        "tokens": float(rows_C.sum()),
-        "pairs": float((rows_C.astype(float) ** 2).sum() / 2),
-        "labels": float(len(rows_C) * (depth + frame.end)),
-    }
+def rows_of(lengths_C: np.ndarray, starts: np.ndarray, limit: int, frame: Frame, depth: int) -> list[dict]:
+    """Rows of one epoch as the collator takes them, with the right lengths (their tokens mean nothing).
 
+    Args:
+        lengths_C: items of history of each case, sequence by sequence.
+        starts: first case of each sequence; none for a row per case.
+        limit: most items of a history.
+    """
+    answer = depth + frame.end
+    between = depth + frame.between
 
-def all_epoch(lengths_C: np.ndarray, starts: np.ndarray, limit: int, frame: Frame, depth: int) -> dict:
-    """The same for trees: cases whose history fits `limit` share their sequence's row."""
-    tokens = pairs = 0.0
-    alone = lengths_C[lengths_C > limit].clip(max=limit)
-    for group in np.split(lengths_C, starts[1:]):
+    def row(trunk: int, branches: list[int]) -> dict[str, Any]:
+        hanging = frame.after + answer - 1
+        size = trunk + len(branches) * hanging
+        labels = np.full(size, -100)
+        for number in range(len(branches) or 1):
+            end = trunk + (number + 1) * hanging if branches else size
+            labels[end - answer : end] = 1
+        ids = np.arange(size)  # every row begins alike: with the frame
+        ids[frame.before :] += 1000
+        return {
+            "input_ids": ids.tolist(),
+            "shift_labels": labels.tolist(),
+            "branch_attach": branches,
+            "branch_length": [hanging] * len(branches),
+        }
+
+    def alone(length: int) -> dict[str, Any]:
+        return row(frame.before + min(length, limit) * between - frame.between + frame.after + answer - 1, [])
+
+    found = []
+    for group in np.split(lengths_C, starts[1:]) if len(starts) else []:
         shared = group[group <= limit]
         if len(shared):
-            trunk = frame.before + shared[-1] * depth + (shared[-1] - 1) * frame.between
-            row = trunk + len(shared) * (frame.after + depth + frame.end - 1)
-            tokens += row
-            pairs += float(row) ** 2
-    rest = windows_epoch(alone, frame, depth)
-    return {
-        "tokens": tokens + rest["tokens"],
-        "pairs": pairs + 2 * rest["pairs"],
-        "labels": float(len(lengths_C) * (depth + frame.end)),
-    }
+            trunk = frame.before + int(shared[-1]) * between - frame.between
+            found.append(row(trunk, [frame.before + int(n) * between - frame.between - 1 for n in shared]))
+        found += [alone(int(n)) for n in group[group > limit]]
+    return found if len(starts) else [alone(int(n)) for n in lengths_C]
+
+
+def padded_cost(rows: list[dict], size: int) -> dict[str, float]:
+    """What right-padded batches of `size` random rows compute: tokens, and half of all pairs (causal)."""
+    widths = np.array([len(row["input_ids"]) for row in rows])
+    order = np.random.default_rng(0).permutation(len(rows))
+    computed = pairs = 0.0
+    for batch in np.split(order, range(size, len(order), size)):
+        width = -(-widths[batch].max() // 8) * 8  # to multiples of 8, as peers do
+        computed += len(batch) * float(width)
+        pairs += len(batch) * float(width) ** 2 / 2
+    return {"tokens": float(widths.sum()), "computed": computed, "pairs": pairs}
+
+
+def packed_cost(rows: list[dict], size: int) -> dict[str, float]:
+    """What our collator lays out for batches of `size` random rows: tokens, cells, and all pairs of cells."""
+    import torch
+
+    from sft.collators import BranchCollator
+
+    collator = BranchCollator(0, torch.float32)
+    order = np.random.default_rng(0).permutation(len(rows))
+    tokens = computed = pairs = 0.0
+    for batch in np.split(order, range(size, len(order), size)):
+        made = collator([rows[row] for row in batch])
+        seen = (made["attention_mask"] == 0).squeeze(1)
+        tokens += float(((seen.sum(1) > 1) | (seen.sum(2) > 1)).sum())
+        height, width = made["input_ids"].shape
+        computed += height * width
+        pairs += float(height) * width**2
+    return {"tokens": tokens, "computed": computed, "pairs": pairs}
 
 
 def count_tokens(index: SidIndex, interactions: Interactions, limit: int) -> dict[str, Any]:
     """Tokens and FLOPs of an epoch in every layout, for Qwen2.5-0.5B's shape."""
     cases = index.reachable(interactions.histories("train"))
     starts = np.flatnonzero(np.diff(cases.sequence_C, prepend=-1))
-    whole_C, depth = cases.position_C, index.semantic_ids.depth
-    bounded_C = whole_C.clip(max=limit)
-    rows = {
-        "minionerec": windows_epoch(whole_C.clip(max=10), MINIONEREC, depth),
-        "minionerec, our history": windows_epoch(bounded_C, MINIONEREC, depth),
-        "windows": windows_epoch(bounded_C, CHAT, depth),
-        "all": all_epoch(whole_C, starts, limit, CHAT, depth),
-        "all, minionerec's frame": all_epoch(whole_C, starts, limit, MINIONEREC, depth),
+    lengths_C, depth = cases.position_C, index.semantic_ids.depth
+    none = starts[:0]
+    theirs = rows_of(lengths_C, none, limit, MINIONEREC, depth)
+    layouts = {
+        "minionerec": padded_cost(theirs, 16),
+        "windows, padded": padded_cost(rows_of(lengths_C, none, limit, CHAT, depth), 16),
+        "windows, packed": packed_cost(rows_of(lengths_C, none, limit, CHAT, depth), 64),
+        "all, packed": packed_cost(rows_of(lengths_C, starts, limit, CHAT, depth), 64),
+        "all, packed, minionerec's frame": packed_cost(
+            rows_of(lengths_C, starts, limit, MINIONEREC, depth), 64
+        ),
     }
-    for name, row in rows.items():
-        every = name.startswith("minionerec")
-        row["flops"] = QWEN.flops(row["tokens"], row["pairs"], row["tokens"] if every else row["labels"])
+    for name, row in layouts.items():
+        row["labels"] = float(len(cases) * (depth + (MINIONEREC if "minionerec" in name else CHAT).end))
+        row["scored"] = row["computed"] if name == "minionerec" else row["labels"]
+        row["flops"] = QWEN.flops(row["computed"], row["pairs"], row["scored"])
         row["labels_per_token"] = row["labels"] / row["tokens"]
-    peer = rows["minionerec, our history"]
+    peer, ours = layouts["minionerec"], layouts["all, packed"]
     return {
         "targets": len(cases),
-        "rows": rows,
-        "tokens_saved_same_frame": rows["windows"]["tokens"] / rows["all"]["tokens"],
-        "tokens_saved_their_frame": peer["tokens"] / rows["all, minionerec's frame"]["tokens"],
-        "flops_saved": peer["flops"] / rows["all"]["flops"],
-        "flops_saved_their_history": rows["minionerec"]["flops"] / rows["all"]["flops"],
+        "max_history": limit,
+        "layouts": layouts,
+        "tokens_saved_same_frame": layouts["windows, padded"]["tokens"] / ours["tokens"],
+        "tokens_saved_their_frame": peer["tokens"] / layouts["all, packed, minionerec's frame"]["tokens"],
+        "flops_saved": peer["flops"] / ours["flops"],
+        "flops_saved_their_frame": peer["flops"] / layouts["all, packed, minionerec's frame"]["flops"],
         "bars": {"tokens_saved_same_frame": 2, "flops_saved": 5},
     }
 
@@ -198,7 +243,7 @@ def measure_speed(index: SidIndex, interactions: Interactions, repeats: int, use
 
 
 def peer_epoch(model: Any, rows: list[dict], size: int, tokenizer: Any) -> None:
-    """Right-padded windows, logits at every position: a step of transformers.Trainer without its optimizer."""
+    """Right-padded windows, logits at every position: what transformers.Trainer computes."""
     import torch
 
     for first in range(0, len(rows), size):
@@ -216,9 +261,36 @@ def peer_epoch(model: Any, rows: list[dict], size: int, tokenizer: Any) -> None:
         model.zero_grad()
 
 
-def trainer_epoch(model: Any, rows: list[dict], size: int, tokenizer: Any, template: Any, batches: str) -> Any:
+def trainer_epoch(
+    model: Any, rows: list[dict], size: int, tokenizer: Any, template: Any, batches: str
+) -> Any:
     """A function that takes every step of our trainer over the rows, forward and backward."""
-    raise NotImplementedError
+    import datasets
+    from trl import SFTConfig
+
+    from sft.arguments import LayoutOptions
+    from sft.trainer import SidTrainer
+
+    config = SFTConfig(
+        tempfile.mkdtemp(prefix="sft_cost_"),
+        use_cpu=True,
+        bf16=False,
+        report_to="none",
+        max_length=None,
+        remove_unused_columns=False,
+        gradient_checkpointing=False,
+        dataset_kwargs={"skip_prepare_dataset": True},
+    )
+    layout = LayoutOptions(batches=batches)  # type: ignore[arg-type]
+    table = datasets.Dataset.from_list(rows)
+    trainer = SidTrainer(model, config, table, tokenizer, template, None, layout=layout)
+
+    def run() -> None:
+        for first in range(0, len(rows), size):
+            trainer.compute_loss(model, trainer.data_collator(rows[first : first + size])).backward()
+            model.zero_grad()
+
+    return run
 
 
 def measure_memory(quick: bool, threads: int) -> dict[str, Any]:
@@ -239,8 +311,8 @@ def measure_memory(quick: bool, threads: int) -> dict[str, Any]:
     }
 
 
-def one_step(train: str, layers: int) -> dict[str, Any]:
-    """LoRA on all linear layers, SID embeddings by `train`, three AdamW steps of 2 x 256 tokens."""
+def one_step(train: str, layers: int, steps: int) -> dict[str, Any]:
+    """LoRA on all linear layers, SID embeddings by `train`, AdamW steps of 2 x 256 tokens."""
     import torch
     from peft import get_peft_model
     from transformers import Qwen2Config, Qwen2ForCausalLM
@@ -268,7 +340,7 @@ def one_step(train: str, layers: int) -> dict[str, Any]:
     labels = torch.where(torch.rand(ids.shape) < 0.1, ids, -100)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     times = []
-    for _ in range(3):
+    for _ in range(steps):
         started = time.process_time()
         hidden = model.get_base_model().model(input_ids=ids).last_hidden_state[labels != -100]
         logits = model.get_output_embeddings()(hidden)
@@ -285,3 +357,61 @@ def one_step(train: str, layers: int) -> dict[str, Any]:
         # What the trained parameters alone must hold: gradient and two moments in fp32.
         "limit_mib": round(sum(parameter.numel() for parameter in learnt) * 12 / 2**20),
     }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="a generated shop, 2 layers, one repeat: < 45 s")
+    parser.add_argument("--sid_dir", type=Path, help="directory of sid_builder.build; a generated shop else")
+    parser.add_argument("--only", nargs="+", default=list(SECTIONS), choices=SECTIONS)
+    parser.add_argument("--max_history", type=int, default=20)
+    parser.add_argument("--users", type=int, default=300, help="users of the speed section")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--child", choices=("rows", "full"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    import torch
+
+    torch.set_num_threads(arguments.threads)
+    if arguments.child:
+        shape = (2, 1) if arguments.quick else (QWEN.layers, 3)
+        print(json.dumps(one_step(arguments.child, *shape)))
+        return
+    if arguments.quick:
+        arguments.users, arguments.repeats = 40, 1
+    index, interactions = data(arguments.sid_dir)
+    result: dict[str, Any] = {"benchmark": "sft_cost"}
+    if "tokens" in arguments.only:
+        result["tokens"] = count_tokens(index, interactions, arguments.max_history)
+    if "speed" in arguments.only:
+        result["speed"] = measure_speed(index, interactions, arguments.repeats, arguments.users)
+    if "memory" in arguments.only:
+        result["memory"] = measure_memory(arguments.quick, arguments.threads)
+    result |= {
+        "config": {name: str(value) for name, value in vars(arguments).items()},
+        "shape": asdict(QWEN),
+        "machine": {"platform": platform.platform(), "cores": os.cpu_count(), "torch": torch.__version__},
+        "code": code_version(),
+    }
+    print(json.dumps(result, sort_keys=True))
+
+
+def data(sid_dir: Path | None) -> tuple[SidIndex, Interactions]:
+    """Catalogue with SIDs and interactions: given, or 400 users of the generated shop."""
+    if sid_dir is not None:
+        return SidIndex.load(sid_dir / "sid_index"), Interactions.load(sid_dir / "interactions")
+    from sid_builder.semantic_ids import SemanticIds
+    from sid_builder.sources.toy import ToyArgs, load
+
+    shop = load(ToyArgs(num_users=400))
+    # Costs depend on how many tokens an SID has, not on which ones.
+    codes = np.unique(np.random.default_rng(0).integers(0, 64, (2000, 3)), axis=0)
+    codes_NL = np.random.default_rng(1).permutation(codes)[: shop.catalog.num_items].astype(np.int32)
+    counts_N = shop.interactions.train_counts(shop.catalog.num_items)
+    return SidIndex(shop.catalog, SemanticIds(codes_NL, (64, 64, 64)), counts_N), shop.interactions
+
+
+if __name__ == "__main__":
+    main()

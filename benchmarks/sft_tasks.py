@@ -6,7 +6,7 @@
 
 Every run is `sft.train` and `sft.merge` by their command lines, on a Qwen3 of two layers x 64, the same
 passes over every train position. Variants: `windows` (a row per target) and `next` (packed trees) train on
-next SIDs alone, with as many targets a step; `titles` adds title -> SID and SID -> title; `all` adds the
+next SIDs alone, `next_50` with longer histories and more passes; `titles` adds title -> SID and SID -> title; `all` adds the
 other tasks. A run reports item-level HR and NDCG of the full valid split under the first wording and under
 those held out from training, and how many titles come back exactly from SIDs.
 
@@ -58,14 +58,21 @@ COMMON = {
 }
 TITLES = {"seqrec": 1.0, "title2sid": 1.0, "sid2title": 1.0}
 VARIANTS: dict[str, dict[str, Any]] = {
-    # On Beauty 105 rows of `next` (a user, or a target with too long a history) hold as many targets as 376 windows.
+    # Batches hold as many rows of `seqrec` in every variant but the first, whose rows are single targets.
     "windows": {
         "task_weights": {"seqrec": 1.0},
         "layout": {"positions": "windows"},
         "per_device_train_batch_size": 376,
     },
-    "next": {"task_weights": {"seqrec": 1.0}, "per_device_train_batch_size": 105},
-    "titles": {"task_weights": TITLES, "per_device_train_batch_size": 174},
+    "next": {"task_weights": {"seqrec": 1.0}, "per_device_train_batch_size": 64},
+    # With 50 items few targets lie outside their user's row: 7 passes take half the tokens of 5 of windows.
+    "next_50": {
+        "task_weights": {"seqrec": 1.0},
+        "max_history": 50,
+        "num_train_epochs": 7,
+        "per_device_train_batch_size": 64,
+    },
+    "titles": {"task_weights": TITLES, "per_device_train_batch_size": 106},
     "all": {
         "task_weights": TITLES
         | {
@@ -86,7 +93,7 @@ def train(variant: str, seed: int, sid_dir: Path, directory: Path, epochs: float
     """Train and merge into `directory`/model; returns CPU seconds, or None where that is there already."""
     if (directory / "model" / "manifest.json").is_file():
         return None
-    flags = COMMON | VARIANTS[variant] | {"num_train_epochs": epochs, "seed": seed}
+    flags = COMMON | {"num_train_epochs": epochs, "seed": seed} | VARIANTS[variant]
     argv = [f"--{key}={value if isinstance(value, (str, int, float)) else json.dumps(value)}"
             for key, value in flags.items()]  # fmt: skip
     argv += [f"--from_scratch={json.dumps(DECODER)}", "--disable_tqdm=true", "--overwrite=true"]
@@ -160,7 +167,7 @@ def one_run(variant: str, seed: int, sid_dir: Path, runs: Path, epochs: float, t
     return {
         "variant": variant,
         "seed": seed,
-        "epochs": epochs,
+        "epochs": VARIANTS[variant].get("num_train_epochs", epochs),
         "config": run.config,
         "code": run.manifest["code"],
         "inputs": hash_inputs({"sids": sid_dir}),

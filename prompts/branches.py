@@ -19,6 +19,7 @@ import torch
 from sid_builder.errors import InputError
 
 IGNORE = -100
+_LEAST_SHARED = 8  # a shorter prefix saves less than it complicates
 
 
 def check_attention(config: Any) -> None:
@@ -61,23 +62,48 @@ def _first_fit(sizes: Sequence[int]) -> list[int]:
     return rows
 
 
-def _sees(tree_start_BQ: np.ndarray, before_BQ: np.ndarray, segment_start_BQ: np.ndarray) -> np.ndarray:
+def _shared_prefix(
+    token_ids: Sequence[Sequence[int]],
+    labels: Sequence[Sequence[int]],
+    branch_attach: Sequence[Sequence[int]],
+    branch_length: Sequence[Sequence[int]],
+) -> int:
+    """How many tokens all trunks begin with that nothing is learnt from and no branch grows within.
+
+    0 when they are fewer than `_LEAST_SHARED`. Every trunk keeps a token of its own.
+    """
+    shared = min(
+        min([len(ids) - sum(lengths) - 1, *(at + 1 for at in attach)])
+        for ids, attach, lengths in zip(token_ids, branch_attach, branch_length, strict=True)
+    )
+    for ids, own_labels in zip(token_ids, labels, strict=True):
+        same = (ids[i] == token_ids[0][i] and own_labels[i] == IGNORE for i in range(shared))
+        shared = next((i for i, is_same in enumerate(same) if not is_same), shared)
+    return shared if shared >= _LEAST_SHARED else 0
+
+
+def _sees(
+    tree_start_BQ: np.ndarray, before_BQ: np.ndarray, segment_start_BQ: np.ndarray, shared_BQ: np.ndarray
+) -> np.ndarray:
     """Which columns of its row a token sees, bool [B, Q, Q].
 
-    That is two intervals: the first `before` tokens of its tree, and its own segment (trunk or branch) up to
-    itself.
+    That is three intervals: the first `shared` columns, the first `before` tokens of its tree, and its own
+    segment (trunk or branch) up to itself.
     """
     num_rows, width = tree_start_BQ.shape
     signed, unsigned = (np.int16, np.uint16) if width < 2**15 else (np.int32, np.uint32)
     columns = np.arange(width, dtype=signed)
     visible_BQQ = np.empty((num_rows, width, width), dtype=bool)
     for row, visible in enumerate(visible_BQQ):  # a row's temporaries stay in the processor's cache
-        tree_start, before, start = (
-            array[row].astype(signed)[:, None] for array in (tree_start_BQ, before_BQ, segment_start_BQ)
+        tree_start, before, start, shared = (
+            array[row].astype(signed)[:, None]
+            for array in (tree_start_BQ, before_BQ, segment_start_BQ, shared_BQ)
         )
         # As unsigned numbers those left of an interval are large: one comparison tells both of its ends.
         np.less((columns - tree_start).view(unsigned), before.view(unsigned), out=visible)
         visible |= (columns - start).view(unsigned) <= (columns[:, None] - start).view(unsigned)
+        if shared.any():
+            visible |= columns < shared
     return visible_BQQ
 
 
@@ -156,18 +182,30 @@ class BranchBatch:
             token_ids, labels: of every tree, its trunk's followed by those of its branches.
             branch_attach, branch_length: trunk token that each branch grows behind, and its tokens.
             pack: lay several small trees into one row, as wide as the largest tree; no tree sees another.
-                Without it, row b is tree b.
+                What all trunks begin with (a system prompt, the frame of a task) is laid once per row, and
+                every tree of the row goes on from it. Without it, row b is tree b.
         """
-        sizes = [len(ids) for ids in token_ids]
+        shared = _shared_prefix(token_ids, labels, branch_attach, branch_length) if pack else 0
+        sizes = [len(ids) - shared for ids in token_ids]
         row_N = np.array(_first_fit(sizes) if pack else range(len(sizes)))
+        offset_N = np.full(len(sizes), shared)
+        if shared:  # the prefix is a tree of its own, in front of each row
+            copies = int(row_N.max()) + 1
+            token_ids = [token_ids[0][:shared]] * copies + [ids[shared:] for ids in token_ids]
+            labels = [labels[0][:shared]] * copies + [own[shared:] for own in labels]
+            branch_attach = [()] * copies + [[at - shared for at in own] for own in branch_attach]
+            branch_length = [()] * copies + list(branch_length)
+            sizes = [shared] * copies + sizes
+            row_N = np.concatenate([np.arange(copies), row_N])
+            offset_N = np.concatenate([np.zeros(copies, dtype=offset_N.dtype), offset_N])
         start_N, filled = np.zeros(len(sizes), dtype=np.int64), [0] * len(sizes)
         for tree, size in enumerate(sizes):
             start_N[tree] = filled[row_N[tree]]
             filled[row_N[tree]] += size
         num_rows, width = int(row_N.max()) + 1, max(filled)
 
-        # Segments: of each tree its trunk, then its branches. A segment's first token has as many before it on
-        # its path as it sees of the trunk: none for the trunk itself.
+        # Segments: of each tree its trunk, then its branches. A segment's first token has before it, on its
+        # path, what it sees of the trunk (nothing for the trunk itself) and the shared prefix.
         tree_S = np.repeat(np.arange(len(sizes)), [1 + len(lengths) for lengths in branch_length])
         before_S = np.array([n for attach in branch_attach for n in (0, *(at + 1 for at in attach))])
         length_S = np.array(
@@ -191,13 +229,14 @@ class BranchBatch:
             laid_out(start_N[tree_S][segment], 0),
             laid_out(before_S[segment], 0),
             laid_out(column_S[segment], columns),
+            laid_out(offset_N[tree_S][segment], 0),
         )
         return BranchBatch(
             *(
                 torch.from_numpy(array)
                 for array in (
                     laid_out(list(chain.from_iterable(token_ids)), pad_id),
-                    laid_out(before_S[segment] + within, 0),
+                    laid_out(offset_N[tree_S][segment] + before_S[segment] + within, 0),
                     visible,
                     columns >= np.array(filled[:num_rows])[:, None],
                     laid_out(list(chain.from_iterable(labels)), IGNORE),

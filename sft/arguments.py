@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from sft import TASKS
+from sft.launch import check_sharding, precision_defaults
 from sft.models.scratch import ScratchConfig
 from sid_builder.errors import InputError
 
@@ -134,7 +135,7 @@ class SftArguments:
 
     def lazy_defaults(self) -> dict[str, bool]:
         """A plan needs no GPU: TRL, which refuses bf16 without one, is told not to look for it."""
-        return {"use_cpu": True} if self.plan else {}
+        return {"use_cpu": True} if self.plan else precision_defaults()
 
     def check(self) -> None:
         """Everything that can be known before torch is imported."""
@@ -171,6 +172,7 @@ class SftArguments:
         if self.new_tokens.warmup_steps < 0:
             raise InputError(f"new_tokens.warmup_steps: {self.new_tokens.warmup_steps}; give 0 or more")
         self._check_layout()
+        check_sharding(self)
         check_weights(self.task_weights or {})
 
     def _check_layout(self) -> None:

@@ -29,6 +29,7 @@ from prompts.opening import MODEL_KIND
 from prompts.pack import PromptPack
 from prompts.template import PACK_FILE, PromptTemplate
 from sft.arguments import LayoutOptions, LoraOptions, NewTokenOptions, SftArguments
+from sft.launch import precision_defaults
 from sft.run import OWN_DEFAULTS, Run
 from sid_builder import cli
 from sid_builder.artifact import open_artifact, to_json
@@ -85,7 +86,8 @@ class RefreshArguments:
 
     def lazy_defaults(self) -> dict[str, Any]:
         """A rate to go on with, below that of a first training."""
-        return {"learning_rate": 1e-4 if self.training == "lora" else 1e-5, "warmup_steps": 0.1}
+        rate = 1e-4 if self.training == "lora" else 1e-5
+        return {"learning_rate": rate, "warmup_steps": 0.1, **precision_defaults()}
 
     def check(self) -> None:
         """Everything that can be known before torch is imported."""

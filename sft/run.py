@@ -47,6 +47,7 @@ class Run:
     def __init__(self, args: SftArguments, config: Any, command: str) -> None:
         """Args: `config` is TRL's; `command` signs what is printed and written."""
         from sft.curves import check_report_to
+        from sft.launch import check_launch
         from sft.valid_ranking import schedule_evaluation
         from sft.warmup import check_warmup
 
@@ -54,6 +55,7 @@ class Run:
         self.directory = Path(config.output_dir)
         self.rows_dir = Path(f"{self.directory}.rows")
         refuse_push(config)
+        check_launch(args, config)
         check_report_to(config)
         check_warmup(args, config)
         schedule_evaluation(config, args.valid_cases, args.patience)
@@ -61,6 +63,7 @@ class Run:
 
     def rows(self, context: Any, task_weights: Mapping[str, float], inputs: Mapping[str, str | Path]) -> Any:
         """`sft.shards.training_rows` of this run, made by all its processes; says how many there are."""
+        from sft.launch import check_batches
         from sft.shards import describe, training_rows
 
         old_run = Path(self.resume).parent if isinstance(self.resume, str) else self.directory
@@ -75,6 +78,7 @@ class Run:
         )
         if Processes.current().is_main:
             print(f"{self.command}: {describe(rows)}")
+        check_batches(self.config, len(rows))
         return rows
 
     def train(
@@ -213,18 +217,20 @@ def prepare_output(output_dir: Path, kind: str, resume: str | None, overwrite: b
         asked for.
     """
     code_version()  # remembered now: the manifest names the code that ran, however long the run takes
-    checkpoints = sorted(output_dir.glob("checkpoint-*")) if output_dir.is_dir() else []
     wants_resume = resume is not None and str(resume).lower() not in ("false", "no", "0")
     if wants_resume:
         if str(resume).lower() in ("true", "yes", "1"):
-            if not checkpoints:
+            complete = [path for path in output_dir.glob("checkpoint-*") if _is_complete(path)]
+            if not complete:
                 raise InputError(
-                    f"resume_from_checkpoint: {output_dir} holds no checkpoint-*; start without this flag"
+                    f"resume_from_checkpoint: {output_dir} holds no checkpoint-* written to its end; start "
+                    "without this flag"
                 )
-            return True
-        if not Path(str(resume)).is_dir():
+            return str(max(complete, key=lambda path: int(path.name.partition("-")[2])))
+        if not _is_complete(Path(str(resume))):
             raise InputError(
-                f"resume_from_checkpoint: {resume!r} is no directory; give true or a checkpoint's path"
+                f"resume_from_checkpoint: {resume!r} is no checkpoint that was written to its end; give true "
+                "or a checkpoint's path"
             )
         return str(resume)
     if output_dir.is_dir() and any(output_dir.iterdir()):
@@ -234,11 +240,16 @@ def prepare_output(output_dir: Path, kind: str, resume: str | None, overwrite: b
                 "or another directory"
             )
         ours = any((output_dir / name).exists() for name in (MANIFEST, ROWS_FILE, "base"))
-        if not ours and not checkpoints:
+        if not ours and not any(output_dir.glob("checkpoint-*")):
             raise InputError(
                 f"output_dir: {output_dir} is no {kind!r} run of sidereal, so --overwrite will not empty it"
             )
     return False
+
+
+def _is_complete(checkpoint: Path) -> bool:
+    """Trainer writes its state last: a checkpoint without it was cut off while being written."""
+    return (checkpoint / "trainer_state.json").is_file()
 
 
 def begin_run(output_dir: Path, resume: bool | str) -> None:

@@ -32,7 +32,8 @@ class SidTrainer(RankedEvaluation, SFTTrainer):
         layout: LayoutOptions | None = None,
     ) -> None:
         layout = layout or LayoutOptions()
-        model.set_attn_implementation(layout.attention)
+        self.attention = layout.attention
+        model.set_attn_implementation(self.attention)
         if layout.batches != "padding_free":
             check_attention(model.config)
         if valid_cases:
@@ -57,6 +58,15 @@ class SidTrainer(RankedEvaluation, SFTTrainer):
         inner = self.accelerator.unwrap_model(self.model)
         inner = inner.get_base_model() if hasattr(inner, "get_base_model") else inner
         inner.base_model.register_forward_hook(self._keep_labelled_rows)
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """Under sdpa, whatever trains: the beam that ranks valid needs a 4-D mask."""
+        model = self.accelerator.unwrap_model(self.model)
+        model.set_attn_implementation("sdpa")
+        try:
+            return super().evaluation_loop(*args, **kwargs)
+        finally:
+            model.set_attn_implementation(self.attention)
 
     def _keep_labelled_rows(self, module: Any, args: Any, output: Any) -> Any:
         if self._labelled is not None:

@@ -287,7 +287,12 @@ def _parse(
         for key, value in kwargs.items():
             if _is_mapping(own_hints[key]) and isinstance(value, (dict, str)):
                 kwargs[key] = check_value(key, own_hints[key], value)
-        results.append(cls(**kwargs))
+        try:
+            results.append(cls(**kwargs))
+        except InputError:
+            raise
+        except ValueError as error:  # TRL's and transformers' configurations check themselves
+            raise InputError(f"{cls.__name__}: {' '.join(str(error).split())}") from error
     return tuple(results)
 
 

@@ -146,7 +146,9 @@ class CatalogFacts:
         told = list(words_of(category))
         keys = [key(word) for word in first]
         places = range(len(keys) - len(told), -1, -1)
-        return next((place for place in places if told != [""] and keys[place : place + len(told)] == told), None)
+        return next(
+            (place for place in places if told != [""] and keys[place : place + len(told)] == told), None
+        )
 
     def _before(self, words: list[str], thing: str) -> list[Trait]:
         """What stands before the thing and is known to describe it, from the nearest word on outwards."""
@@ -169,9 +171,7 @@ class CatalogFacts:
 
     def _colours(self, parts: list[list[str]]) -> list[Trait]:
         """Colours that end a segment: "..., Matte Black"; "green tea" is no colour."""
-        return [
-            Trait("colour", part[-1].lower()) for part in parts if part and part[-1].lower() in COLOURS
-        ]
+        return [Trait("colour", part[-1].lower()) for part in parts if part and part[-1].lower() in COLOURS]
 
     def _described(self, row: ItemRow) -> Iterator[Trait]:
         told = [*segments(row.title), *segments(row.description)[:_DESCRIPTION_PARTS]]

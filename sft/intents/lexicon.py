@@ -164,7 +164,9 @@ class Lexicon:
     def thing_place(self, first: list[str]) -> int | None:
         """Where the first segment names the thing: the last word known for that before a preposition."""
         named = self._naming_part(first)
-        return next((place for place in reversed(range(len(named))) if key(named[place]) in self.things), None)
+        return next(
+            (place for place in reversed(range(len(named))) if key(named[place]) in self.things), None
+        )
 
     def thing_start(self, words: list[str], place: int) -> int:
         """Where its name begins: "nail polish", "printer filament" are names of two words."""
@@ -218,5 +220,20 @@ def described(part: list[str]) -> Iterator[tuple[str, str]]:
 
 def _describes_by_form(word: str) -> bool:
     """Endings of words that describe; a wrong guess makes a name shorter, never untrue."""
-    endings = ("proof", "free", "less", "able", "ible", "ful", "ous", "ive", "ing", "ed", "ic", "al", "ary", "y")
+    endings = (
+        "proof",
+        "free",
+        "less",
+        "able",
+        "ible",
+        "ful",
+        "ous",
+        "ive",
+        "ing",
+        "ed",
+        "ic",
+        "al",
+        "ary",
+        "y",
+    )
     return word.endswith(endings) and word not in ("body",)

@@ -38,9 +38,13 @@ _GLUE = frozenset(
     "professional brand genuine bonus gift best great good more most other up out me us uk usa american version "
     "model made quality premium high low deluxe super ultra each same such than into over".split()
 )
-NEVER_ALONE = _UNITS | _GLUE | PREPOSITIONS | {"pro", "plus", "medium", "light", "dark", "large", "small", "mini"}
+NEVER_ALONE = (
+    _UNITS | _GLUE | PREPOSITIONS | {"pro", "plus", "medium", "light", "dark", "large", "small", "mini"}
+)
 _NO_PLURAL = frozenset("lens gas canvas chassis series species bias atlas iris plus".split())
-_ALWAYS_PLURAL = frozenset("scissors tweezers pliers glasses goggles tongs clippers shears pants jeans shorts".split())
+_ALWAYS_PLURAL = frozenset(
+    "scissors tweezers pliers glasses goggles tongs clippers shears pants jeans shorts".split()
+)
 
 
 def segments(text: str) -> list[list[str]]:
@@ -70,14 +74,19 @@ def plural_of(thing: str) -> str:
 
 
 def article(phrase: str) -> str:
-    """"a" or "an", by how the first word sounds."""
+    """ "a" or "an", by how the first word sounds."""
     first = phrase.split(" ", 1)[0].lower()
     if re.match(r"(?:8|11|18)(?:\D|$)|8\d", first):
         return "an"
     if re.match(r"u(?:ni|s[aeb]|v|r[aeiou]|t[aeiou]|se)|eu|one|\d", first):
         return "a"
     spelled = phrase.split(" ", 1)[0]
-    if len(spelled) > 1 and spelled.isupper() and spelled.isalpha() and not re.search(r"[AEIOU]", spelled[1:]):
+    if (
+        len(spelled) > 1
+        and spelled.isupper()
+        and spelled.isalpha()
+        and not re.search(r"[AEIOU]", spelled[1:])
+    ):
         return "an" if spelled[0] in "AEFHILMNORSX" else "a"  # letters are spelled out: an LED lamp
     return "an" if first[0] in "aeio" or first.startswith(("u", "hour", "heir", "hono")) else "a"
 
@@ -93,5 +102,7 @@ def measures(title: str) -> list[str]:
 
 
 def packs(title: str) -> list[str]:
-    """"pack of 3" and the like."""
-    return [f"{what.lower()} of {number}" for what, number in _PACK.findall(title) if number not in ("0", "1")]
+    """ "pack of 3" and the like."""
+    return [
+        f"{what.lower()} of {number}" for what, number in _PACK.findall(title) if number not in ("0", "1")
+    ]

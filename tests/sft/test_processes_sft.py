@@ -1,0 +1,217 @@
+"""Two processes train what one trains: losses, rankings and weights, under DDP and FSDP2, killed and resumed.
+
+Two processes of four rows a device make the step of one process of eight: accelerate hands each a part of the
+same batch, and the loss is divided by the labels of all. FSDP2 is not offered on CPU by accelerate 1.15 (it
+would train under DDP); the tests open that way to it, and everything behind it is real.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from sft import merge, train
+from tests.builders import make_index
+from tests.sft.builders import make_interactions, write_checkpoint, write_sids
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[2]
+FLAGS = (
+    "--use_cpu true --bf16 false --report_to none --disable_tqdm true --logging_steps 1 --seed 3 "
+    "--max_steps 6 --save_strategy steps --save_steps 2 --save_total_limit 5 --learning_rate 0.003"
+).split()
+SCRATCH = {
+    "hidden_size": 32,
+    "num_layers": 2,
+    "num_heads": 2,
+    "intermediate_size": 64,
+    "text_vocab_size": 400,
+}
+FROM_SCRATCH = ["--from_scratch", json.dumps(SCRATCH), "--training", "full", "--prompt_pack", "plain"]
+# Without dropout, whose draws differ between one process and two.
+LORA = ["--lora", '{"r": 4, "alpha": 8, "dropout": 0.0}']
+WHOLE_EMBEDDINGS = ["--new_tokens", '{"train": "full"}']
+
+# sft.train as it would be on a machine whose backend accelerate shards for; or killed at its fifth step.
+WORKER = """
+import os, signal, sys
+from accelerate.state import PartialState
+from accelerate.utils import DistributedType
+from sft import train
+from sft.trainer import SidTrainer
+
+if "ACCELERATE_USE_FSDP" in os.environ:
+    PartialState._prepare_backend = lambda *given: ("gloo", DistributedType.MULTI_GPU)
+if sys.argv[1] == "killed":
+    step = SidTrainer.training_step
+    def dying(trainer, *given):
+        if trainer.state.global_step == 4 and os.environ["RANK"] == "1":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return step(trainer, *given)
+    SidTrainer.training_step = dying
+train.main(sys.argv[2:])
+"""
+FSDP2 = {
+    "ACCELERATE_TORCH_DEVICE": "cpu",
+    "ACCELERATE_USE_FSDP": "true",
+    "FSDP_VERSION": "2",
+    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT",
+    "FSDP_RESHARD_AFTER_FORWARD": "true",
+}
+
+
+@pytest.fixture(scope="module")
+def index():
+    rng = np.random.default_rng(5)
+    return make_index(rng.permutation(np.unique(rng.integers(0, 8, (60, 3)), axis=0))[:40], (8, 8, 8))
+
+
+@pytest.fixture(scope="module")
+def sids(index, tmp_path_factory):
+    return write_sids(tmp_path_factory.mktemp("sids") / "sids", index, make_interactions(40))
+
+
+@pytest.fixture(scope="module")
+def tied(index, tmp_path_factory):
+    return ["--model_name_or_path", write_checkpoint(tmp_path_factory.mktemp("tied") / "c", index)]
+
+
+@pytest.fixture(scope="module")
+def untied(index, tmp_path_factory):
+    path = tmp_path_factory.mktemp("untied") / "c"
+    return ["--model_name_or_path", write_checkpoint(path, index, "llama", tied=False)]
+
+
+def command(sids, output_dir, size, flags):
+    paths = ["--sid_dir", sids, "--output_dir", output_dir, "--per_device_train_batch_size", size]
+    return [*map(str, paths), *FLAGS, *map(str, flags)]
+
+
+def one(sids, output_dir, *flags):
+    train.main(command(sids, output_dir, 8, flags))
+    return output_dir
+
+
+def two(sids, output_dir, *flags, environment=None, killed=False):
+    """The command under torchrun; with `environment` or `killed`, through `WORKER`."""
+    module = ["-m", "sft.train"]
+    if environment or killed:
+        worker = output_dir.parent / "worker.py"
+        worker.write_text(WORKER)
+        module = [str(worker), "killed" if killed else "whole"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *module]
+    done = subprocess.run(
+        [*launch, *command(sids, output_dir, 4, flags)],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **(environment or {})},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode != 0) is killed, done.stderr[-4000:]
+    return output_dir
+
+
+def history(run):
+    """{step: {figure: value}} of everything that was logged per step."""
+    logged = {}
+    for entry in json.loads((run / "log_history.json").read_text()):
+        kept = {key: value for key, value in entry.items() if key.startswith("eval_") or key in FIGURES}
+        logged.setdefault(entry["step"], {}).update(kept)
+    return logged
+
+
+FIGURES = ("loss", "grad_norm", "entropy", "mean_token_accuracy", "num_tokens")
+TIMES = ("eval_runtime", "eval_samples_per_second", "eval_steps_per_second")
+
+
+def trained(run):
+    directory = run / "trained"
+    adapter = directory / "adapter_model.safetensors"
+    return load_file(adapter if adapter.exists() else directory / "model.safetensors")
+
+
+def assert_same_run(found, expected, *, weights=1e-4, tied=False):
+    """Everything logged to 1e-4, which two ways of adding the same numbers up keep, and the weights."""
+    logged, reference = history(found), history(expected)
+    assert logged.keys() == reference.keys() and {1, 2, 3, 4, 5, 6} <= logged.keys()
+    for step, figures in reference.items():
+        assert logged[step].keys() == figures.keys()
+        for name, value in figures.items():
+            if name not in TIMES:
+                assert logged[step][name] == pytest.approx(value, rel=1e-4, abs=1e-4), (step, name)
+    ours, theirs = trained(found), trained(expected)
+    # FSDP gathers a tied head beside the embedding it is.
+    assert ours.keys() - {"lm_head.weight"} == theirs.keys() - {"lm_head.weight"}
+    for name, weight in theirs.items():
+        torch.testing.assert_close(ours[name], weight, rtol=0, atol=weights, msg=name)
+
+
+def opened(run, tmp_path):
+    """Weights of the model directory that sft.merge makes of a run."""
+    merge.main(["--adapter", str(run), "--output_dir", str(tmp_path)])
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(tmp_path).state_dict()
+
+
+def assert_same_models(found, expected, tmp_path):
+    ours, theirs = opened(found, tmp_path / "ours"), opened(expected, tmp_path / "theirs")
+    for name, weight in theirs.items():
+        torch.testing.assert_close(ours[name], weight, rtol=0, atol=1e-4, msg=name)
+
+
+def test_ddp_trains_what_one_process_trains(sids, tmp_path):
+    """In full, valid ranked on the way, each process a half of the cases."""
+    flags = [*FROM_SCRATCH, "--valid_cases", "20", "--gradient_accumulation_steps", "2"]
+    expected, found = one(sids, tmp_path / "one", *flags), two(sids, tmp_path / "two", *flags)
+    assert_same_run(found, expected)
+    assert {"eval_loss", "eval_ndcg@10", "eval_hr@50"} <= history(found)[6].keys()
+    assert_same_models(found, expected, tmp_path)
+
+
+@pytest.mark.parametrize("checkpoint", ["tied", "untied"])
+def test_ddp_trains_rows_and_adapters_and_goes_on_after_a_kill(sids, tmp_path, checkpoint, request):
+    """One of the processes is killed in its fifth step; both go on from the checkpoint of the fourth."""
+    flags = [*request.getfixturevalue(checkpoint), *LORA, "--gradient_checkpointing", "true"]
+    expected = one(sids, tmp_path / "one", *flags)
+    run = two(sids, tmp_path / "two", *flags, killed=True)
+    assert not (run / "manifest.json").exists() and (run / "checkpoint-4").is_dir()
+    (run / "checkpoint-6").mkdir()  # as a process leaves it that is killed while it writes
+    two(sids, run, *flags, "--resume_from_checkpoint", "true")
+    logged, reference = history(run), history(expected)
+    losses = [[steps[step]["loss"] for step in range(1, 7)] for steps in (logged, reference)]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-4)
+    assert_same_models(run, expected, tmp_path)
+
+
+@pytest.mark.parametrize("ways", ["scratch", "tied", "untied"])
+def test_fsdp2_trains_what_one_process_trains(sids, tmp_path, ways, request):
+    """Full weights; adapters and whole embeddings of a tied and of an untied checkpoint."""
+    flags = FROM_SCRATCH
+    if ways != "scratch":
+        flags = [*request.getfixturevalue(ways), *LORA, *WHOLE_EMBEDDINGS]
+    flags = [*flags, "--gradient_accumulation_steps", "2", "--gradient_checkpointing", "true"]
+    expected = one(sids, tmp_path / "one", *flags)
+    found = two(sids, tmp_path / "two", *flags, "--use_cpu", "false", environment=FSDP2)
+    assert_same_run(found, expected)
+    assert_same_models(found, expected, tmp_path)
+    if ways == "scratch":
+        assert_resumes_under_fsdp2(sids, found, tmp_path / "cut", flags)
+
+
+def assert_resumes_under_fsdp2(sids, whole, cut, flags):
+    shutil.copytree(whole / "checkpoint-4", cut / "checkpoint-4")
+    shutil.copy(whole / "rows.json", cut)
+    resume = ["--resume_from_checkpoint", "true", "--use_cpu", "false"]
+    two(sids, cut, *flags, *resume, environment=FSDP2)
+    for name, weight in trained(whole).items():
+        assert torch.equal(trained(cut)[name], weight), name
