@@ -6,13 +6,12 @@
 
 Every run is `sft.train` and `sft.merge` by their command lines, on a Qwen3 of two layers x 64, the same
 passes over every train position. Variants: `windows` (a row per target) and `next` (packed trees) train on
-next SIDs alone, `next_50` with longer histories and more passes; `titles` adds title -> SID and SID -> title; `all` adds the
-other tasks. A run reports item-level HR and NDCG of the full valid split under the first wording and under
-those held out from training, and how many titles come back exactly from SIDs.
+next SIDs alone, `next_50` with longer histories and more passes; `titles` adds title -> SID and SID -> title;
+`all` adds the other tasks. A run reports item-level HR and NDCG of the full valid split under the first
+wording and under those held out from training, and how many titles come back exactly from SIDs.
 
 A finished run is one JSON in benchmarks/results/sft (configuration, hashes, commit, ranks); a queue that was
-interrupted goes on with what is missing. The limit is what counting reaches: one-hop HR@10 / NDCG@10 of the
-same cases stand in the summary.
+interrupted goes on with what is missing. What to beat is one-hop counting: `serve.evaluate --model SID_DIR`.
 """
 
 import argparse
@@ -46,6 +45,7 @@ COMMON = {
     "training": "full",
     "prompt_pack": "plain",
     "max_history": 20,
+    "max_prompt_tokens": 512,  # Beauty has a title of 250 tokens under so small a vocabulary
     "learning_rate": 3e-3,
     "lr_scheduler_type": "cosine",
     "warmup_steps": 100,

@@ -167,9 +167,11 @@ class PromptTemplate:
                 middle = (low + high + 1) // 2
                 low, high = (middle, high) if size(middle) <= budget else (low, middle - 1)
             if size(low) > budget:
+                words = self._fill(template.user, newest[len(newest) - low :], texts)
                 raise InputError(
                     f"max_prompt_tokens: {budget} is too small for the wording {template.user[:60]!r}, which "
-                    f"takes {size(low)} tokens with {low} item(s) of history; raise it or shorten the texts"
+                    f"takes {size(low)} tokens with {low} item(s) of history ({words[:80]!r}...); raise it or "
+                    "shorten the texts"
                 )
             newest = newest[len(newest) - low :]
         return self._fill(template.user, newest, texts)

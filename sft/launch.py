@@ -133,6 +133,11 @@ def check_launch(args: "SftArguments", config: Any) -> None:
     for name in ("per_device_train_batch_size", "gradient_accumulation_steps"):
         if getattr(config, name) < 1:
             raise InputError(f"{name}: {getattr(config, name)}; give at least 1")
+    sharding, state = sharding_of(), config.distributed_state
+    if sharding != "none" and state.distributed_type.value in ("NO", "MULTI_CPU"):
+        raise InputError(
+            f"use_cpu: accelerate does not apply {sharding} on CPU; launch with configs/accelerate/cpu.yaml"
+        )
     if config.device.type == "cpu":
         _check_cpu(args, config)
     elif args.layout.attention == "flash_attention_2":
@@ -145,11 +150,6 @@ def _check_cpu(args: "SftArguments", config: Any) -> None:
             raise InputError(f"{name}: true needs a GPU, and this run trains on CPU; set {name}: false")
     if args.layout.attention == "flash_attention_2":
         raise InputError("layout.attention: 'flash_attention_2' needs a GPU; set layout.attention: sdpa")
-    sharding = sharding_of()
-    if sharding != "none":
-        raise InputError(
-            f"use_cpu: accelerate would not apply {sharding} on CPU; launch with configs/accelerate/cpu.yaml"
-        )
 
 
 def _check_flash(args: "SftArguments", config: Any) -> None:

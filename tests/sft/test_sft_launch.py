@@ -145,7 +145,7 @@ def test_fsdp_is_not_dropped_silently_on_cpu(sids, tmp_path, monkeypatch):
     for name, value in FSDP2.items():
         monkeypatch.setenv(name, value)
     flags = ["--from_scratch", SCRATCH, "--training", "full", "--prompt_pack", "plain", "--report_to", "none"]
-    with pytest.raises(InputError, match="use_cpu: accelerate would not apply fsdp2 on CPU"):
+    with pytest.raises(InputError, match="use_cpu: accelerate does not apply fsdp2 on CPU"):
         train.main(["--sid_dir", str(sids), "--output_dir", str(tmp_path / "out"), *CPU, *flags])
 
 
