@@ -169,9 +169,9 @@ class PromptTemplate:
             if size(low) > budget:
                 words = self._fill(template.user, newest[len(newest) - low :], texts)
                 raise InputError(
-                    f"max_prompt_tokens: {budget} is too small for the wording {template.user[:60]!r}, which "
-                    f"takes {size(low)} tokens with {low} item(s) of history ({words[:80]!r}...); raise it or "
-                    "shorten the texts"
+                    f"max_prompt_tokens: {budget} is too small for the wording {template.user[:60]!r}, that "
+                    f"takes {size(low)} tokens with {low} item(s) of history ({words[:80]!r}...); raise it "
+                    "or shorten the texts"
                 )
             newest = newest[len(newest) - low :]
         return self._fill(template.user, newest, texts)
