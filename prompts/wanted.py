@@ -91,13 +91,14 @@ class Shelf:
         """`fits(wanted)[item]` for constraints known to be sound, without a look at any other item."""
         price = self.prices_N[item]
         first, end = self._category_starts_N1[item : item + 2]
+        categories = self._category_C[first:end]
         return bool(
             self.live_N[item]
             and ("min_price" not in wanted or price >= wanted["min_price"])
             and ("max_price" not in wanted or price <= wanted["max_price"])
             and ("brand" not in wanted or self._brand_N[item] == self._brand(wanted["brand"]))
             and all(self._brand_N[item] != self._brand(brand) for brand in wanted.get("not_brand", ()))
-            and ("category" not in wanted or self._category(wanted["category"]) in self._category_C[first:end])
+            and ("category" not in wanted or self._category(wanted["category"]) in categories)
             and all(self.words.holds(item, word) for word in wanted.get("words", ()))
             and not any(self.words.holds(item, word) for word in wanted.get("not_words", ()))
         )

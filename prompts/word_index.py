@@ -1,7 +1,7 @@
 """Which texts hold a word or a phrase, whatever its case, plural, punctuation or unit's spelling.
 
-"12 Fl. Ounces" is "12oz". "fragrance-free" and "no fragrance" do not hold the word "fragrance": both are words
-of their own, so that asking for a thing never finds its absence.
+"12 Fl. Ounces" is "12oz". "fragrance-free" and "no fragrance" do not hold the word "fragrance": both are
+words of their own, so that asking for a thing never finds its absence.
 
 Legend: N texts, T tokens of all texts in order, V distinct tokens.
 """
@@ -64,7 +64,9 @@ class WordIndex:
 
     def __init__(self, texts: Iterable[str], batch: int = 1 << 15) -> None:
         self._id_of: dict[str, int] = {}
-        ids, lengths, held = [], [], []
+        ids: list[np.ndarray] = []
+        lengths: list[np.ndarray] = []
+        held: list[str] = []
         for text in texts:
             held.append(text)
             if len(held) == batch:

@@ -65,15 +65,11 @@ def check_sharding(args: "SftArguments", environment: Mapping[str, str] = os.env
         InputError: naming what to launch or to train instead.
     """
     sharding = sharding_of(environment)
+    check_rows_whole(args, sharding)
 
     def says(name: str, value: str) -> bool:
         return environment.get(name, "").upper() == value
 
-    if args.training == "lora" and args.new_tokens.train == "rows" and sharding in ("fsdp2", "zero3"):
-        raise InputError(
-            f"new_tokens.train: 'rows' cannot be trained under {sharding}: PEFT copies rows into a whole "
-            "matrix; set new_tokens: {train: full}, or launch with configs/accelerate/ddp.yaml or zero2.yaml"
-        )
     if sharding == "fsdp1":
         raise InputError(
             "fsdp_version: 1 is not supported; launch with configs/accelerate/fsdp2.yaml (fsdp_version: 2)"
@@ -94,6 +90,15 @@ def check_sharding(args: "SftArguments", environment: Mapping[str, str] = os.env
         raise InputError(
             "zero3_init_flag: true shares weights out before the SID tokens have rows; set it to false, as "
             "in configs/accelerate/zero3.yaml"
+        )
+
+
+def check_rows_whole(args: "SftArguments", sharding: str) -> None:
+    """InputError where rows are to be trained of an embedding that no process holds whole."""
+    if args.training == "lora" and args.new_tokens.train == "rows" and sharding in ("fsdp2", "zero3"):
+        raise InputError(
+            f"new_tokens.train: 'rows' cannot be trained under {sharding}: PEFT copies rows into a whole "
+            "matrix; set new_tokens: {train: full}, or launch with configs/accelerate/ddp.yaml or zero2.yaml"
         )
 
 

@@ -23,14 +23,15 @@ from prompts.template import PromptTemplate
 from serve.evaluation.model_ranking import DEFAULT_BEAMS, sample_cases
 from sft.adapters import lora_config
 from sft.arguments import SftArguments
-from sft.collators import BranchCollator
+from sft.collators import collator_of
 from sft.examples import TaskContext
+from sft.launch import check_rows_whole
 from sft.models.scratch import build_model
 from sft.plan_data import Batches, Volume, draw_batches, measure
 from sft.plan_flops import beam_flops, training_flops
 from sft.plan_hardware import Launch
 from sft.plan_memory import Memory, resident_memory, step_memory
-from sft.plan_model import ModelShape, adapted, config_model, on_meta, saved_bytes, shape_of
+from sft.plan_model import ModelShape, adapted, config_model, on_meta, plain, saved_bytes, shape_of
 from sft.plan_report import Plan, model_facts, remedies, scientific
 from sft.start import start_tokenizer
 from sft.valid_ranking import schedule_evaluation
@@ -52,6 +53,7 @@ def plan_sft(args: SftArguments, config: Any, pack: PromptPack) -> Plan:
             refused for before its first step.
     """
     launch = Launch.current(config)
+    check_rows_whole(args, launch.sharding)
     if args.valid_cases and launch.sharding in ("fsdp2", "zero3"):
         raise InputError(
             f"valid_cases: {args.valid_cases} cannot be ranked under {launch.sharding}, where no process "
@@ -72,13 +74,15 @@ def plan_sft(args: SftArguments, config: Any, pack: PromptPack) -> Plan:
         with on_meta():
             extend_model(base, tokenizer)
     model = adapted(base, lora_config(args, base, token_ids) if args.training == "lora" else None)
+    if args.layout.attention == "eager":  # flash keeps what sdpa keeps
+        plain(model).set_attn_implementation("eager")
     shape = shape_of(model, args.load_in_4bit)
 
     learnt = interactions.without_last_train() if args.hold_out_last else interactions
     intents = Intents.load(args.intents, index.catalog) if args.intents else None
     context = TaskContext(index, learnt, template, intents, args.layout.positions)
     volume = measure(context, args.task_weights or {}, config.seed)
-    collate = BranchCollator(tokenizer.pad_token_id, dtype)
+    collate = collator_of(args.layout, tokenizer.pad_token_id, dtype)
     batches = draw_batches(volume.sample, config.per_device_train_batch_size, collate, config.seed)
 
     largest, mean = batches.largest, batches.mean
@@ -176,9 +180,10 @@ def _data_facts(volume: Volume, batches: Batches, config: Any, launch: Launch) -
     mean, largest, size = batches.mean, batches.largest, config.per_device_train_batch_size
     a_step = size * launch.processes * config.gradient_accumulation_steps
     exact = "counted" if not volume.rows.error else f"estimated from {len(volume.sample):,} rows"
-    padding = 1 - volume.tokens.value / volume.rows.value * min(size, len(volume.sample)) / mean.cells
+    read = volume.tokens.value / volume.rows.value * min(size, len(volume.sample))
     return {
         "an epoch": f"{volume.rows} rows, {volume.tokens} tokens, {volume.labels} with loss ({exact})",
-        "batches": f"{size} rows a device, as {mean.rows:.1f} x {mean.width:.0f} tokens "
-        f"({padding:.0%} padding); largest {largest.rows:.0f} x {largest.width:.0f}; {a_step} rows a step",
+        "batches": f"{size} rows a device, as {mean.rows:.1f} x {mean.width:.0f}: {mean.cells:,.0f} "
+        f"tokens computed for {read:,.0f} of the examples; largest {largest.rows:.0f} x "
+        f"{largest.width:.0f}; {a_step} rows a step",
     }

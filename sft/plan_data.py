@@ -84,8 +84,8 @@ def measure(context: TaskContext, task_weights: Mapping[str, float], seed: int) 
         total_3, residual_P3 = total_3 + total, residual_P3 + residual
     error_3 = np.zeros(3)
     if not whole:
-        spread_3 = residual_P3.std(axis=0, ddof=1) * np.sqrt((1 - len(drawn_P) / num_parts) / len(drawn_P))
-        error_3 = _T_QUANTILE * num_parts * spread_3
+        # Without the correction for a finite population: wordings and shares are chance again in training.
+        error_3 = _T_QUANTILE * num_parts * residual_P3.std(axis=0, ddof=1) / np.sqrt(len(drawn_P))
     rows, tokens, labels = (Amount(float(v), float(e)) for v, e in zip(total_3, error_3, strict=True))
     return Volume(rows, tokens, labels, sample)
 

@@ -4,9 +4,9 @@ import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
+from sft.launch import sharding_of
 from sid_builder.cli import load_yaml
 from sid_builder.errors import InputError
 
@@ -16,8 +16,6 @@ GIB = 2**30
 EFFICIENCY = 0.3
 FITS = 0.95  # of a device's memory: the allocator's blocks are never all full
 CONFIG_VARIABLE = "ACCELERATE_CONFIG_FILE"
-
-Sharding = Literal["none", "ddp", "fsdp2", "zero2", "zero3"]
 
 
 @dataclass(frozen=True)
@@ -66,7 +64,7 @@ class Launch:
     """
 
     processes: int
-    sharding: Sharding
+    sharding: Literal["none", "ddp", "fsdp2", "zero2", "zero3"]
     mixed: bool
     source: str
 
@@ -83,44 +81,34 @@ class Launch:
         mixed = bool(config.bf16 or config.fp16)
         if environment.get(CONFIG_VARIABLE):
             return Launch.of_file(environment[CONFIG_VARIABLE], mixed)
-        sharding: Sharding = "ddp" if config.world_size > 1 else "none"
-        if environment.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
-            sharding = _fsdp(environment.get("FSDP_VERSION", "1"), "FSDP_VERSION")
-        elif environment.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
-            stage = environment.get("ACCELERATE_DEEPSPEED_ZERO_STAGE")
-            sharding = _zero(stage, "ACCELERATE_DEEPSPEED_ZERO_STAGE")
-        return Launch(config.world_size, sharding, mixed, "this launch")
+        return Launch.of(config.world_size, sharding_of(environment), mixed, "this launch")
 
     @staticmethod
-    def of_file(path: str | Path, mixed: bool) -> "Launch":
+    def of_file(path: str, mixed: bool) -> "Launch":
         """What `accelerate launch --config_file PATH` would start."""
         content = load_yaml(path)
-        kind = str(content.get("distributed_type", "NO"))
-        processes = content.get("num_processes", 1)
+        kind, processes = str(content.get("distributed_type", "NO")), content.get("num_processes", 1)
         if isinstance(processes, bool) or not isinstance(processes, int) or processes < 1:
             raise InputError(f"{path}: num_processes is {processes!r}; give a whole number of at least 1")
-        if kind == "FSDP":
-            version = (content.get("fsdp_config") or {}).get("fsdp_version", 1)
-            sharding = _fsdp(version, f"{path}: fsdp_config.fsdp_version")
-        elif kind == "DEEPSPEED":
-            stage = (content.get("deepspeed_config") or {}).get("zero_stage")
-            sharding = _zero(stage, f"{path}: deepspeed_config.zero_stage")
-        elif kind in ("NO", "MULTI_GPU", "MULTI_CPU"):
-            sharding = "ddp" if processes > 1 else "none"
-        else:
+        if kind not in ("NO", "MULTI_GPU", "MULTI_CPU", "FSDP", "DEEPSPEED"):
             raise InputError(
                 f"{path}: distributed_type {kind!r} cannot be planned; use NO, MULTI_GPU, FSDP or DEEPSPEED"
             )
-        return Launch(processes, sharding, mixed, str(path))
+        fsdp, zero = content.get("fsdp_config") or {}, content.get("deepspeed_config") or {}
+        environment = {
+            "ACCELERATE_USE_FSDP": str(kind == "FSDP"),
+            "FSDP_VERSION": str(fsdp.get("fsdp_version", 1)),
+            "ACCELERATE_USE_DEEPSPEED": str(kind == "DEEPSPEED"),
+            "ACCELERATE_DEEPSPEED_ZERO_STAGE": str(zero.get("zero_stage", 2)),
+            "ACCELERATE_DEEPSPEED_CONFIG_FILE": zero.get("deepspeed_config_file", ""),
+        }
+        return Launch.of(processes, sharding_of(environment), mixed, path)
 
-
-def _fsdp(version: Any, where: str) -> Sharding:
-    if str(version) != "2":
-        raise InputError(f"{where}: {version!r} cannot be planned; set it to 2, FSDP1 is no longer used")
-    return "fsdp2"
-
-
-def _zero(stage: Any, where: str) -> Sharding:
-    if str(stage) not in ("2", "3"):
-        raise InputError(f"{where}: {stage!r} cannot be planned; use 2 or 3")
-    return "zero2" if str(stage) == "2" else "zero3"
+    @staticmethod
+    def of(processes: int, sharding: str, mixed: bool, source: str) -> "Launch":
+        """From `sft.launch.sharding_of`."""
+        if sharding in ("none", "zero0"):
+            return Launch(processes, "ddp" if processes > 1 else "none", mixed, source)
+        if sharding not in ("fsdp2", "zero2", "zero3"):
+            raise InputError(f"{source}: {sharding} cannot be planned; use fsdp2, zero2 or zero3")
+        return Launch(processes, sharding, mixed, source)

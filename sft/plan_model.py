@@ -226,11 +226,12 @@ def saved_bytes(model: Any, rows: int, width: int, mixed: torch.dtype | None, ma
             return holder
 
         ids = torch.zeros(rows, width, dtype=torch.long)
+        # Without a mask, transformers would look for examples in the values of position_ids; here are none.
         mask = torch.zeros(rows, 1, width, width, dtype=inner.dtype) if masked else None
         autocast = torch.autocast("cpu", mixed) if mixed is not None else contextlib.nullcontext()
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda holder: holder.tensor), autocast:
             output = inner.base_model(
-                input_ids=ids, position_ids=ids, attention_mask=mask, use_cache=False
+                input_ids=ids, position_ids=ids if masked else None, attention_mask=mask, use_cache=False
             ).last_hidden_state
         assert output.requires_grad
         storages = {_storage(holder.tensor): holder.tensor.untyped_storage().nbytes() for holder in kept}

@@ -15,8 +15,8 @@ from sft.collators import collator_of
 from sft.valid_ranking import RankedEvaluation, ValidRanking
 from sid_builder.interactions import Interactions
 
-# accelerate 1.15 calls the CPU of torchrun's second process cpu:1, which torch 2.13 loads nothing onto: several
-# processes could not go on from a checkpoint. Delete this when test_torch_still_knows_one_cpu fails.
+# accelerate 1.15 calls the CPU of torchrun's second process cpu:1, which torch 2.13 loads nothing onto: no
+# checkpoint could be resumed. Delete this when test_torch_still_knows_one_cpu fails.
 torch.serialization.register_package(
     100, lambda storage: None, lambda storage, place: storage if place.startswith("cpu:") else None
 )

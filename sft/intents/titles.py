@@ -14,7 +14,8 @@ _SEPARATOR = re.compile(r"\s[-–—|:~+*]+\s|[,;()\[\]/\"“”|®™•]+|[.!?
 _WORD = re.compile(r"[^\W_]+(?:[.'’/-][^\W_]+)*%?")
 _WITH = re.compile(r"\bw/", re.IGNORECASE)
 _MEASURE = re.compile(
-    r"(?<![\w.,/-])(\d+(?:\.\d+)?)[\s-]?(fl\.? ?oz|fluid ounces?|ounces?|oz|ml|mm|cm|inch|lbs?|kg|watts?|count)\b",
+    r"(?<![\w.,/-])(\d+(?:\.\d+)?)[\s-]?"
+    r"(fl\.? ?oz|fluid ounces?|ounces?|oz|ml|mm|cm|inch|lbs?|kg|watts?|count)\b",
     re.IGNORECASE,
 )
 _PACK = re.compile(r"\b(pack|set|box|case) of (\d+)\b", re.IGNORECASE)
@@ -23,20 +24,22 @@ PREPOSITIONS = frozenset("for with of in by from to and or & on at without as pl
 # What follows these describes the thing: "for dry hair", "with aloe".
 DESCRIBING = ("for", "with")
 COLOURS = frozenset(
-    "red blue green black white grey gray yellow orange purple pink brown beige silver gold teal turquoise violet "
-    "navy burgundy coral ivory bronze copper lavender magenta maroon mint peach plum rose lilac khaki olive "
-    "charcoal amber blonde blond brunette nude".split()
+    "red blue green black white grey gray yellow orange purple pink brown beige silver gold teal "
+    "turquoise violet navy burgundy coral ivory bronze copper lavender magenta maroon mint peach plum "
+    "rose lilac khaki olive charcoal amber blonde blond brunette nude".split()
 )
 # Never what a thing is called, nor a word that describes it alone.
 _UNITS = frozenset(
-    "oz ounce ml mm cm inch in lb lbs kg g fl fluid pack count ct pcs pc piece pieces pair x size sizes ea each w "
-    "set dozen qty quantity gallon liter ft foot feet volt watt watts v awg gauge gram grams".split()
+    "oz ounce ml mm cm inch in lb lbs kg g fl fluid pack count ct pcs pc piece pieces pair x size "
+    "sizes ea each w set dozen qty quantity gallon liter ft foot feet volt watt watts v awg gauge "
+    "gram grams".split()
 )
 _GLUE = frozenset(
-    "a an the all any this that your our my his her its it you we they is are be can will not no new sale free "
-    "shipping shade color colour colors colours style type types use used using one two three assorted original "
-    "professional brand genuine bonus gift best great good more most other up out me us uk usa american version "
-    "model made quality premium high low deluxe super ultra each same such than into over".split()
+    "a an the all any this that your our my his her its it you we they is are be can will not no new "
+    "sale free shipping shade color colour colors colours style type types use used using one two "
+    "three assorted original professional brand genuine bonus gift best great good more most other up "
+    "out me us uk usa american version model made quality premium high low deluxe super ultra each "
+    "same such than into over".split()
 )
 NEVER_ALONE = (
     _UNITS | _GLUE | PREPOSITIONS | {"pro", "plus", "medium", "light", "dark", "large", "small", "mini"}

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -41,6 +42,7 @@ PUBLISHED = {
     "Llama-3.1-8B": (("llama", 4096, 32, 32, 8, 14336, 128256, False, None), 8.03e9),
     "Llama-3.2-1B": (("llama", 2048, 16, 32, 8, 8192, 128256, True, 64), 1.24e9),
 }
+ROOT = Path(__file__).parents[2]
 ONE = Launch(1, "none", mixed=False, source="a test")
 
 
@@ -97,6 +99,7 @@ WAYS = {
     "rows, untied": {"tied": False},
     "whole embeddings": {"new_tokens": NewTokenOptions(train="full")},
     "whole embeddings, untied": {"new_tokens": NewTokenOptions(train="full"), "tied": False},
+    "rows, no dropout": {"lora": LoraOptions(dropout=0.0)},
     "dora": {"lora": LoraOptions(use_dora=True)},
     "full": {"training": "full"},
     "full, untied": {"training": "full", "tied": False},
@@ -246,16 +249,11 @@ def test_the_head_costs_what_trls_costs(learns, index, sids, checkpoints):
     assert training_flops(shape, Batch.of(0, 0, scored), scored, False) - without == counter.get_total_flops()
 
 
-@pytest.mark.parametrize("way", ["rows", "full"])
+@pytest.mark.parametrize("way", ["rows, no dropout", "full"])
 def test_saved_bytes_are_what_autograd_keeps(way, index, sids, checkpoints):
+    """Without dropout, of which torch keeps floats on CPU, where the plan counts CUDA's bytes."""
     real, planned = both_models(way, index, sids, checkpoints)
     real.train()
-    for module in real.modules():
-        if isinstance(module, torch.nn.Dropout):  # on CPU it keeps floats, where the plan counts CUDA's bytes
-            module.p = 0.0
-    for module in planned.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
     weights = {tensor.untyped_storage().data_ptr() for tensor in (*real.parameters(), *real.buffers())}
     kept = {}
 
@@ -272,15 +270,24 @@ def test_saved_bytes_are_what_autograd_keeps(way, index, sids, checkpoints):
     assert saved_bytes(planned, 3, 40, None) == sum(kept.values())
 
 
-def test_half_precision_and_checkpointing_save_memory(tmp_path):
-    path = str(write_shape(tmp_path, *PUBLISHED["Qwen3-0.6B"][0]))
-    single = saved_bytes(config_model(path, torch.float32), 4, 128, None)
-    half = saved_bytes(config_model(path, torch.float32), 4, 128, torch.bfloat16)
-    assert half < 0.75 * single
-    shape, batch = shape_of(config_model(path, torch.bfloat16)), Batch.of(4, 128, 30)
-    kept = saved_bytes(config_model(path, torch.bfloat16), 4, 128, torch.bfloat16)
-    saving = step_memory(shape, batch, kept, 30, True)["activations"]
-    assert saving < 0.2 * step_memory(shape, batch, kept, 30, False)["activations"]
+def test_what_saves_memory_saves_it(index, sids, checkpoints, tmp_path):
+    path = str(write_shape(tmp_path, *PUBLISHED["Qwen2.5-0.5B"][0]))
+    single, half = (
+        saved_bytes(config_model(path, dtype), 4, 128, mixed)
+        for dtype, mixed in ((torch.float32, None), (torch.bfloat16, torch.bfloat16))
+    )
+    assert half < 0.7 * single
+    # Autocast keeps half-precision copies of fp32 weights until the backward pass.
+    shape = shape_of(config_model(path, torch.float32))
+    assert saved_bytes(config_model(path, torch.float32), 4, 128, torch.bfloat16) > half + 2 * shape.linear
+    batch = Batch.of(4, 128, 30)
+    kept, saving = (step_memory(shape, batch, single, 30, on)["activations"] for on in (False, True))
+    assert saving < 0.2 * kept
+    kept = {
+        way: saved_bytes(both_models(way, index, sids, checkpoints)[1], 3, 40, None)
+        for way in ("rows", "rows, no dropout")
+    }
+    assert kept["rows"] > kept["rows, no dropout"]
 
 
 def context_of(index, sids, checkpoints, num_users=30):
@@ -301,7 +308,7 @@ def test_small_data_is_counted_exactly(index, sids, checkpoints, tmp_path):
     assert (volume.rows.value, volume.tokens.value) == (len(rows), sum(rows["length"]))
     assert volume.labels.value == labels
     batches = draw_batches(volume.sample, 16, BranchCollator(tokenizer.pad_token_id, torch.float32), 0)
-    assert batches.masked and batches.largest.width == max(rows["length"])
+    assert batches.masked and batches.largest.cells > batches.mean.cells
     assert batches.mean.labelled == pytest.approx(16 * labels / len(rows), rel=0.2)
     assert 16 * sum(rows["length"]) / len(rows) < 1.1 * batches.mean.cells, "packing leaves little padding"
 
@@ -363,9 +370,6 @@ def test_a_plan_is_what_then_happens(sids, weightless, checkpoints, tmp_path, ca
     train.main(real)
     summary = json.loads((output / "manifest.json").read_text())["summary"]
     assert (figures["steps"], figures["rows"]) == (summary["steps"], summary["rows"])
-    history = json.loads((output / "log_history.json").read_text())
-    seen = max(entry.get("num_tokens", 0) for entry in history)
-    assert seen == 2 * figures["tokens"]
 
 
 def test_a_plan_from_scratch(sids, tmp_path, capsys):
@@ -373,6 +377,20 @@ def test_a_plan_from_scratch(sids, tmp_path, capsys):
     _, figures = plan_of(capsys, sids, *flags, "--prompt_pack", "plain", "--output_dir", tmp_path / "out")
     assert figures["parameters"] == figures["trainable"] > 0
     assert figures["flops"] > 0 and figures["peak_gib"] < 2
+
+
+def test_layouts_differ_in_what_is_computed(sids, weightless, tmp_path, capsys):
+    given = ["--model_name_or_path", weightless, "--output_dir", tmp_path / "out", "--layout"]
+    flops = {
+        layout: plan_of(capsys, sids, *given, layout)[1]["flops"]
+        for layout in (
+            '{"positions": "windows"}',
+            '{"positions": "windows", "batches": "padded"}',
+            '{"positions": "windows", "batches": "padding_free"}',
+        )
+    }
+    packed, padded, free = flops.values()
+    assert packed < padded and free < padded
 
 
 def test_what_does_not_fit_is_said_with_remedies(index, sids, weightless, tmp_path, capsys):
@@ -400,6 +418,9 @@ def test_a_launch_is_read_from_its_file_or_its_environment(tmp_path):
         path.write_text(text)
         return Launch.current(config, {"ACCELERATE_CONFIG_FILE": str(path)})
 
+    for name, sharding in (("cpu", "none"), ("ddp", "ddp"), ("fsdp2", "fsdp2"), ("zero2", "zero2")):
+        shipped = str(ROOT / "configs" / "accelerate" / f"{name}.yaml")
+        assert Launch.current(config, {"ACCELERATE_CONFIG_FILE": shipped}).sharding == sharding
     assert of("distributed_type: MULTI_GPU\nnum_processes: 8\n").sharding == "ddp"
     assert of('distributed_type: "NO"\nnum_processes: 1\n') == Launch(
         1, "none", True, str(tmp_path / "launch.yaml")
@@ -409,8 +430,8 @@ def test_a_launch_is_read_from_its_file_or_its_environment(tmp_path):
     zero = "distributed_type: DEEPSPEED\nnum_processes: 4\ndeepspeed_config: {zero_stage: %s}\n"
     assert [of(zero % stage).sharding for stage in (2, 3)] == ["zero2", "zero3"]
     for text, message in (
-        (fsdp % 1, "fsdp_version: 1 cannot be planned; set it to 2"),
-        (zero % 1, "zero_stage: '?1'? cannot be planned; use 2 or 3"),
+        (fsdp % 1, "fsdp1 cannot be planned"),
+        (zero % 1, "zero1 cannot be planned; use fsdp2, zero2 or zero3"),
         ("distributed_type: TPU\n", "distributed_type 'TPU' cannot be planned"),
         ("num_processes: 0\n", "num_processes is 0"),
     ):
@@ -435,6 +456,10 @@ def test_processes_share_the_work(sids, weightless, tmp_path, capsys, monkeypatc
     assert shared["flops"] == pytest.approx(alone["flops"], rel=0.1)
     assert "this CPU" not in text, "a CPU is no second device"
     launch.write_text("distributed_type: FSDP\nnum_processes: 2\nfsdp_config: {fsdp_version: 2}\n")
+    with pytest.raises(InputError, match="new_tokens.train: 'rows' cannot be trained under fsdp2"):
+        plan_of(capsys, sids, *given)
+    given += ["--new_tokens", '{"train": "full"}']
+    assert plan_of(capsys, sids, *given)[1]["sharding"] == "fsdp2"
     with pytest.raises(InputError, match="valid_cases: 5 cannot be ranked under fsdp2"):
         plan_of(capsys, sids, *given, "--valid_cases", 5)
 

@@ -180,3 +180,18 @@ def test_bf16_is_the_default_of_gpus_alone(sids, tmp_path, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(InputError, match="SFTConfig: Your setup doesn't support bf16"):
         cli.parse(SftArguments, [*argv, "--bf16", "true", "--use_cpu", "false"], lazy=["trl:SFTConfig"])
+
+
+@pytest.mark.parametrize("name", ["fsdp2", "zero2", "zero3"])
+def test_shipped_launches_are_ones_we_train_under(name, monkeypatch):
+    """What `accelerate launch --config_file` would put into the environment."""
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+    from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
+
+    path = str(ROOT / "configs" / "accelerate" / f"{name}.yaml")
+    args = launch_command_parser().parse_args(["--config_file", path, "-m", "sft.train"])
+    args, _, _ = _validate_launch_command(args)
+    environment = prepare_multi_gpu_env(args) if name == "fsdp2" else prepare_deepspeed_cmd_env(args)[1]
+    assert sharding_of(environment) == name
+    monkeypatch.setattr("sft.launch.find_spec", lambda package: object())
+    check_sharding(lora(**FULL_ROWS), environment)

@@ -1,0 +1,234 @@
+"""Intents composed from a catalogue: true of their items, held out honestly, never of valid or test."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from prompts.intents import Intents
+from prompts.wanted import Shelf, fitting
+from sft import compose_intents
+from sft.intents.facts import CatalogFacts
+from sft.intents.refinements import conversation
+from sft.intents.requests import RequestWriter
+from sft.intents.reviews import TrainPairs, review_requests
+from sft.intents.tastes import intentions, newest_cases, preferences
+from sid_builder.catalog import Catalog
+from sid_builder.errors import InputError
+from sid_builder.semantic_ids import SemanticIds
+from sid_builder.sid_index import SidIndex
+from sid_builder.sources.toy import ToyArgs, load
+from tests.sft.builders import write_sids
+
+ARGS = ToyArgs(num_users=40, items_per_category=14)
+
+
+@pytest.fixture(scope="module")
+def shop():
+    data = load(ARGS)
+    codes = np.random.default_rng(0).permutation(np.unique(np.indices((8, 8, 8)).reshape(3, -1).T, axis=0))
+    num_items = data.catalog.num_items
+    ids = SemanticIds(codes[:num_items].astype(np.int32), (8, 8, 8))
+    index = SidIndex(data.catalog, ids, data.interactions.train_counts(num_items))
+    return index, data.interactions
+
+
+@pytest.fixture(scope="module")
+def writer(shop):
+    return RequestWriter(CatalogFacts(shop[0].catalog), Shelf(shop[0].catalog))
+
+
+@pytest.fixture(scope="module")
+def sids(shop, tmp_path_factory):
+    return write_sids(tmp_path_factory.mktemp("shop") / "sids", *shop)
+
+
+def compose(sids, output_dir, *flags) -> Intents:
+    compose_intents.main(["--sid_dir", str(sids), "--output_dir", str(output_dir), *map(str, flags)])
+    return Intents.load(output_dir, SidIndex.load(sids / "sid_index").catalog)
+
+
+def test_every_request_is_true_of_its_item_and_of_nothing_it_excludes(shop, writer):
+    catalog = shop[0].catalog
+    fits, prices = fitting(catalog), catalog.table["price"].to_numpy()
+    seen: dict[str, int] = {}
+    for item in range(catalog.num_items):
+        found = list(writer.requests(item, 6, np.random.default_rng(item)))
+        assert len({text for text, _ in found}) == len(found) > 3
+        for text, wanted in found:
+            mask_N = fits(wanted)
+            assert mask_N[item], (text, wanted)
+            if "max_price" in wanted:
+                assert prices[mask_N].max() <= wanted["max_price"]
+                assert any(sign in text.lower() for sign in ("dollars", "$", "cheap"))
+            for key in wanted:
+                seen[key] = seen.get(key, 0) + 1
+            for word in wanted.get("not_words", ()):
+                assert word in text.lower() and not any(
+                    word in title.lower() for title in np.array(catalog.titles)[mask_N]
+                )
+    assert set(seen) == {"words", "category", "brand", "not_brand", "not_words", "max_price", "min_price"}
+
+
+def test_a_conversation_ends_where_the_data_leads(shop, writer):
+    """What was shown fits all that was said before it, and not what is said next; the target fits all."""
+    catalog = shop[0].catalog
+    fits, prices = fitting(catalog), catalog.table["price"].to_numpy()
+    brands = catalog.table["brand"].to_pylist()
+    said = set()
+    for item in range(catalog.num_items):
+        talk = conversation(writer, item, "train", np.random.default_rng(item))
+        if talk is None:
+            continue
+        assert 2 <= len(talk.turns) == len(talk.shown) + 1 <= 3
+        assert item not in talk.shown and len(set(talk.shown)) == len(talk.shown)
+        mask_N = fits(talk.wanted)
+        assert mask_N[item] and not mask_N[list(talk.shown)].any()
+        last, shown = talk.text.lower(), talk.shown[-1]
+        if "cheaper" in last:
+            assert prices[item] < prices[shown]
+            said.add("cheaper")
+        if last in ("not that brand", "another brand, please"):
+            assert brands[item] != brands[shown]
+            said.add("brand")
+        if last.startswith("the same but"):
+            assert last.removeprefix("the same but ") in catalog.titles[item].lower()
+            said.add("same but")
+    assert said == {"cheaper", "brand", "same but"}
+
+
+def test_train_knows_nothing_of_valid_and_test(shop, writer):
+    """Every held-out interaction is another item; what train's users want and like stays word for word."""
+    index, old = shop
+    items = old.items_I.copy()
+    for split in ("valid", "test"):
+        held = old.histories(split)
+        items[old.indptr_S1[held.sequence_C] + held.position_C] = 0
+    changed = dataclasses.replace(old, items_I=items)
+    assert (items != old.items_I).any()
+
+    def of_train(interactions):
+        cases = newest_cases(index, interactions, "train")
+        return [
+            *intentions(writer, cases, "train", np.random.default_rng(1)),
+            *preferences(writer.facts, cases, np.random.default_rng(2)),
+        ]
+
+    found = of_train(old)
+    assert len(found) > 40 and found == of_train(changed)
+    valid = list(intentions(writer, newest_cases(index, old, "valid"), "valid", np.random.default_rng(1)))
+    assert {intent.split for intent in valid} == {"valid"}
+    for intent in [*found, *valid]:
+        if intent.kind == "intention":
+            assert writer.shelf.holds(intent.item, intent.wanted) and intent.item not in intent.history
+
+
+def test_the_command_is_deterministic_and_holds_queries_out(sids, tmp_path, capsys):
+    first = compose(sids, tmp_path / "a", "--per_item", 4, "--held_out", 0.1)
+    assert "query" in capsys.readouterr().out
+    again = compose(sids, tmp_path / "b", "--per_item", 4, "--held_out", 0.1)
+    assert first.table.equals(again.table)
+    other = compose(sids, tmp_path / "c", "--per_item", 4, "--seed", 1)
+    assert not first.table.equals(other.table)
+    sizes = {split: len(first.select(["query"], split)) for split in ("train", "valid", "test")}
+    share = sizes["valid"] / sum(sizes.values())
+    assert 0.07 < share < 0.13 and sizes["test"] > 0
+    train = {intent.item for intent in first.select(["query"], "train")}
+    held = {intent.item for intent in first.select(["query"], "test")}
+    assert len(held & train) > 0.9 * len(held), "an item's other requests are in train"
+    assert len(first.select(["preference"], "train")) > 30
+    assert not len(first.select(["preference"], "test"))
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [{"item_id": f"i{n}", "title": f"Soft red wool scarf number {n}"} for n in range(30)],
+        [{"item_id": f"i{n}", "title": f"Brand{n % 3} waterproof torch {n}", "price": 5.0 + n} for n in range(9)],
+        [{"item_id": "a", "title": "Odd"}, {"item_id": "b", "title": ""}],
+    ],
+    ids=["titles only", "no categories", "hardly any words"],
+)  # fmt: skip
+def test_catalogues_with_little_to_tell(rows):
+    catalog = Catalog.from_rows(rows)
+    writer = RequestWriter(CatalogFacts(catalog), Shelf(catalog))
+    for item in range(catalog.num_items):
+        for text, wanted in writer.requests(item, 3, np.random.default_rng(item)):
+            assert text.strip() and writer.shelf.holds(item, wanted)
+            assert "price" not in rows[item] or "max_price" in wanted or "$" not in text
+
+
+def review_line(shop, case: int, split: str, text: str) -> str:
+    index, interactions = shop
+    cases = interactions.histories(split)
+    user = interactions.users[int(cases.sequence_C[case])].as_py()
+    item_id = index.catalog.item_ids[int(cases.targets_C[case])]
+    return json.dumps({"reviewerID": user, "asin": item_id, "summary": "", "reviewText": text})
+
+
+def test_reviews_of_train_become_requests(shop, sids, tmp_path):
+    index, interactions = shop
+    thing = index.catalog.row(int(interactions.histories("train").targets_C[0]))["categories"][-1]
+    sentence = f"Very light {thing} for long days"
+    path = tmp_path / "reviews.jsonl"
+    lines = [
+        review_line(shop, 0, "train", f"{sentence}. I love it. My husband has two {thing}."),
+        review_line(shop, 0, "test", f"Another {thing} that lasts"),
+        json.dumps({"user_id": "nobody", "parent_asin": "P0000", "text": f"A {thing} indeed", "title": ""}),
+    ]
+    path.write_text("\n".join(lines), encoding="utf-8")
+    pairs = TrainPairs(interactions, index.catalog.item_ids)
+    told = list(review_requests(path, pairs, CatalogFacts(index.catalog)))
+    assert told == [(int(interactions.histories("train").targets_C[0]), sentence.lower())]
+    found = compose(
+        sids, tmp_path / "out", "--reviews", path, "--per_item", 0, "--conversations", 0, "--users", "false"
+    )
+    assert [intent.text for intent in found] == [sentence.lower()]
+    path.write_text(lines[0] + '\n{"asin": "x"}', encoding="utf-8")
+    with pytest.raises(InputError, match="reviews.jsonl:2: has neither reviewerID"):
+        compose(sids, tmp_path / "bad", "--reviews", path)
+    assert not (tmp_path / "bad").exists()
+
+
+def test_lcrecs_texts_and_our_own_are_imported(sids, tmp_path):
+    (tmp_path / "Shop.item2id").write_text("P0003\t0\nP0007\t1\n")
+    (tmp_path / "Shop.user2id").write_text("user00001\t0\n")
+    texts = {
+        "user_explicit_preference": {"0": ["likes red things"]},
+        "user_vague_intention": {
+            "train": {"0": {"item": 0, "inters": [1], "querys": ["something for the rain", "dry on top"]}},
+            "test": {},
+        },
+    }
+    peer, own = tmp_path / "Shop.user.json", tmp_path / "own.jsonl"
+    peer.write_text(json.dumps(texts))
+    own.write_text('{"text": "a tent", "item_id": "P0001", "split": "test"}\n')
+    none = ("--per_item", 0, "--conversations", 0, "--users", "false")
+    found = list(compose(sids, tmp_path / "out", "--imports", peer, own, *none))
+    assert [(one.kind, one.text, one.split) for one in found] == [
+        ("preference", "likes red things", "train"),
+        ("intention", "something for the rain", "train"),
+        ("query", "dry on top", "train"),
+        ("query", "a tent", "test"),
+    ]
+    assert found[1].item == 3 and found[1].history == (7,) and found[0].user == "user00001"
+    texts["user_vague_intention"]["train"]["0"]["querys"] = ["only one"]
+    peer.write_text(json.dumps(texts))
+    with pytest.raises(InputError, match=r"user_vague_intention.train of user '0' needs item"):
+        compose(sids, tmp_path / "bad", "--imports", peer, *none)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--per_item", -1], "per_item: -1"),
+        (["--held_out", 0.5], "held_out: 0.5"),
+        (["--reviews", "nowhere.gz"], "reviews: nowhere.gz is no file"),
+        (["--per_item", 0, "--conversations", 0, "--users", "false"], "no words to compose from"),
+    ],
+)
+def test_bad_input_is_named(sids, tmp_path, flags, message):
+    with pytest.raises(InputError, match=message):
+        compose(sids, tmp_path / "out", *flags)
+    assert not (tmp_path / "out").exists()
