@@ -4,10 +4,11 @@
 before torch, TRL or DeepSpeed is imported (`check_sharding`), what depends on TRL's flags once they are
 parsed (`check_launch`), batches once there are rows (`check_batches`).
 
-What was run: one process, DDP and FSDP2 on CPU with two (tests/sft/test_processes_sft.py), where they give
-the losses and weights of one process. FSDP2 does not train rows: PEFT 0.21 writes them into the embedding
-with `index_copy` (tuners/trainable_tokens/layer.py:225), which fails between the sharded matrix and a plain
-index; nor does ZeRO-3, whose embedding is empty outside of the layers' own forward pass.
+What was run: one process, DDP and FSDP2 on CPU with two (tests/sft/test_processes_sft.py), and ZeRO-2 and
+ZeRO-3 where DeepSpeed is installed; they give the losses and weights of one process. Rows alone are not
+trained everywhere. Under ZeRO-3 PEFT 0.21 reads an embedding that is not gathered, for it never runs its
+forward pass. Under FSDP2 accelerate 1.15 shards a tied matrix twice: it looks at whether two layers hold the
+same tensor, and PEFT's wrappers make a new one whenever they are asked (`fsdp2_prepare_model`).
 """
 
 import json
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 Sharding = Literal["none", "fsdp1", "fsdp2", "zero0", "zero1", "zero2", "zero3"]
 
+_INSTEAD_OF_ROWS = "set new_tokens: {train: full}, or launch with configs/accelerate/ddp.yaml or zero2.yaml"
 # Flags of TRL's SFTConfig that would change nothing here, or break batches, and what takes their place.
 _NOT_OURS = {
     "packing": "set layout.batches: packed",
@@ -95,11 +97,28 @@ def check_sharding(args: "SftArguments", environment: Mapping[str, str] = os.env
 
 def check_rows_whole(args: "SftArguments", sharding: str) -> None:
     """InputError where rows are to be trained of an embedding that no process holds whole."""
-    if args.training == "lora" and args.new_tokens.train == "rows" and sharding in ("fsdp2", "zero3"):
+    if sharding == "zero3" and _trains_rows(args):
         raise InputError(
-            f"new_tokens.train: 'rows' cannot be trained under {sharding}: PEFT copies rows into a whole "
-            "matrix; set new_tokens: {train: full}, or launch with configs/accelerate/ddp.yaml or zero2.yaml"
+            f"new_tokens.train: 'rows' cannot be trained by PEFT under ZeRO-3; {_INSTEAD_OF_ROWS}"
         )
+
+
+def check_tied_rows(args: "SftArguments", model: Any, environment: Mapping[str, str] = os.environ) -> None:
+    """Refuse rows of a matrix that is embedding and head at once under FSDP2.
+
+    Raises:
+        InputError: naming what to launch or to train instead.
+    """
+    tied = model.config.get_text_config().tie_word_embeddings
+    if tied and _trains_rows(args) and sharding_of(environment) == "fsdp2":
+        raise InputError(
+            "new_tokens.train: 'rows' cannot be trained under FSDP2 where embedding and head are one matrix, "
+            f"as in this model; {_INSTEAD_OF_ROWS}"
+        )
+
+
+def _trains_rows(args: "SftArguments") -> bool:
+    return args.training == "lora" and args.new_tokens.train == "rows"
 
 
 def precision_defaults() -> dict[str, bool]:

@@ -6,6 +6,7 @@ from typing import Any
 from prompts.pack import PromptPack
 from prompts.template import PromptTemplate
 from sft.arguments import SftArguments
+from sft.launch import check_tied_rows
 from sft.models.scratch import build_model, train_tokenizer
 from sft.new_tokens import RowSource, init_rows, load_vectors
 from sft.vocabulary import check_rows, check_same_sids, extend_model, extend_tokenizer
@@ -47,6 +48,7 @@ def start_model(
         raise InputError(
             f"model_name_or_path: {args.model_name_or_path!r} cannot be opened ({_line(error)})"
         ) from error
+    check_tied_rows(args, model)
     if added:
         rows_before = extend_model(model, tokenizer)
         init_rows(model, RowSource(index, tokenizer, options.init, vectors_ND), added, rows_before, seed)

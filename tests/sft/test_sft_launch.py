@@ -5,13 +5,14 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from sft import train
 from sft.arguments import NewTokenOptions, SftArguments
-from sft.launch import check_sharding, sharding_of
+from sft.launch import check_sharding, check_tied_rows, sharding_of
 from sid_builder.errors import InputError
 from tests.builders import make_index
 from tests.sft.builders import make_interactions, write_sids
@@ -69,8 +70,7 @@ def test_sharding_is_read_from_a_deepspeed_file(tmp_path):
 @pytest.mark.parametrize(
     ("args", "environment", "message"),
     [
-        (lora(), FSDP2, "new_tokens.train: 'rows' cannot be trained under fsdp2: .*ddp.yaml or zero2.yaml"),
-        (lora(), ZERO3, "new_tokens.train: 'rows' cannot be trained under zero3: .*ddp.yaml or zero2.yaml"),
+        (lora(), ZERO3, "new_tokens.train: 'rows' .* by PEFT under ZeRO-3; .*ddp.yaml or zero2.yaml"),
         (lora(**FULL_ROWS), {**FSDP2, "FSDP_VERSION": "1"}, "fsdp_version: 1 is not supported"),
         (lora(**FULL_ROWS), {**FSDP2, "FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT"}, "FULL_STATE_DICT"),
         (
@@ -90,7 +90,7 @@ def test_sharding_that_cannot_train_is_refused(args, environment, message):
 
 def test_sharding_that_can_train_passes(monkeypatch):
     check_sharding(lora(), {})
-    check_sharding(lora(**FULL_ROWS), FSDP2)
+    check_sharding(lora(), FSDP2)
     check_sharding(lora(training="full"), {**FSDP2, "FSDP_CPU_RAM_EFFICIENT_LOADING": "true"})
     monkeypatch.setattr("sft.launch.find_spec", lambda name: object())
     check_sharding(lora(), ZERO2)
@@ -100,6 +100,20 @@ def test_sharding_that_can_train_passes(monkeypatch):
     monkeypatch.setattr("sft.launch.find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"DEEPSPEED \(zero2\) is not installed; pip install deepspeed"):
         check_sharding(lora(), ZERO2)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_rows_of_a_tied_matrix_are_refused_under_fsdp2(tied):
+    from transformers import Qwen2Config
+
+    model = SimpleNamespace(config=Qwen2Config(tie_word_embeddings=tied))
+    check_tied_rows(lora(), model, {})
+    check_tied_rows(lora(**FULL_ROWS), model, FSDP2)
+    if not tied:
+        check_tied_rows(lora(), model, FSDP2)
+        return
+    with pytest.raises(InputError, match="under FSDP2 where embedding and head are one matrix.*ddp.yaml"):
+        check_tied_rows(lora(), model, FSDP2)
 
 
 SCRATCH = (
@@ -191,6 +205,7 @@ def test_shipped_launches_are_ones_we_train_under(name, monkeypatch):
     path = str(ROOT / "configs" / "accelerate" / f"{name}.yaml")
     args = launch_command_parser().parse_args(["--config_file", path, "-m", "sft.train"])
     args, _, _ = _validate_launch_command(args)
+    args.deepspeed_fields_from_accelerate_config = ""
     environment = prepare_multi_gpu_env(args) if name == "fsdp2" else prepare_deepspeed_cmd_env(args)[1]
     assert sharding_of(environment) == name
     monkeypatch.setattr("sft.launch.find_spec", lambda package: object())
