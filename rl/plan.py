@@ -108,11 +108,7 @@ class PolicyPlan:
             cpu_flops=steps.total * cpu_step_flops + outside,
             half=bool(mixed_dtype(self.args)) or self.shape.itemsize == 2,
             remedies=remedies(
-                self.own.training,
-                "float32" if self.shape.itemsize == 4 else "",
-                self.args,
-                self.launch,
-                False,
+                self.own.training, self.shape.itemsize == 2, self.args, self.launch, "zero2.yaml", False
             ),
         )
 

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 Sharding = Literal["none", "fsdp1", "fsdp2", "zero0", "zero1", "zero2", "zero3"]
 
-_INSTEAD_OF_ROWS = "set new_tokens: {train: full}, or launch with configs/accelerate/ddp.yaml or zero2.yaml"
 # Flags of TRL's SFTConfig that would change nothing here, or break batches, and what takes their place.
 _NOT_OURS = {
     "packing": "set layout.batches: packed",
@@ -88,37 +87,36 @@ def check_sharding(args: "SftArguments", environment: Mapping[str, str] = os.env
         )
     if sharding.startswith("zero") and find_spec("deepspeed") is None:
         raise InputError(f"distributed_type: DEEPSPEED ({sharding}) is not installed; pip install deepspeed")
-    if sharding == "zero3" and not says("ACCELERATE_DEEPSPEED_ZERO3_INIT", "FALSE"):
+    gathers = "ACCELERATE_DEEPSPEED_CONFIG_FILE" in environment or says(
+        "ACCELERATE_DEEPSPEED_ZERO3_SAVE_16BIT_MODEL", "TRUE"
+    )
+    if sharding == "zero3" and not gathers:
         raise InputError(
-            "zero3_init_flag: true shares weights out before the SID tokens have rows; set it to false, as "
-            "in configs/accelerate/zero3.yaml"
+            "zero3_save_16bit_model: must be true, or no whole weights are saved that sft.merge opens; "
+            "launch with configs/accelerate/zero3.yaml"
         )
 
 
-def check_rows_whole(args: "SftArguments", sharding: str) -> None:
-    """InputError where rows are to be trained of an embedding that no process holds whole."""
-    if sharding == "zero3" and _trains_rows(args):
-        raise InputError(
-            f"new_tokens.train: 'rows' cannot be trained by PEFT under ZeRO-3; {_INSTEAD_OF_ROWS}"
-        )
+def check_rows_whole(args: "SftArguments", sharding: str, tied: bool = False) -> None:
+    """Refuse rows alone where what shares a model out would not train them.
 
-
-def check_tied_rows(args: "SftArguments", model: Any, environment: Mapping[str, str] = os.environ) -> None:
-    """Refuse rows of a matrix that is embedding and head at once under FSDP2.
+    Args:
+        sharding: of `sharding_of`.
+        tied: whether the model's embedding and head are one matrix.
 
     Raises:
         InputError: naming what to launch or to train instead.
     """
-    tied = model.config.get_text_config().tie_word_embeddings
-    if tied and _trains_rows(args) and sharding_of(environment) == "fsdp2":
-        raise InputError(
-            "new_tokens.train: 'rows' cannot be trained under FSDP2 where embedding and head are one matrix, "
-            f"as in this model; {_INSTEAD_OF_ROWS}"
+    if args.training != "lora" or args.new_tokens.train != "rows":
+        return
+    if sharding == "zero3" or sharding == "fsdp2" and tied:
+        where = (
+            "under ZeRO-3" if sharding == "zero3" else "under FSDP2 where embedding and head are one matrix"
         )
-
-
-def _trains_rows(args: "SftArguments") -> bool:
-    return args.training == "lora" and args.new_tokens.train == "rows"
+        raise InputError(
+            f"new_tokens.train: 'rows' cannot be trained {where}; set new_tokens: {{train: full}}, or launch "
+            "with configs/accelerate/ddp.yaml or zero2.yaml"
+        )
 
 
 def precision_defaults() -> dict[str, bool]:

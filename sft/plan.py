@@ -53,7 +53,6 @@ def plan_sft(args: SftArguments, config: Any, pack: PromptPack) -> Plan:
             refused for before its first step.
     """
     launch = Launch.current(config)
-    check_rows_whole(args, launch.sharding)
     if args.valid_cases and launch.sharding in ("fsdp2", "zero3"):
         raise InputError(
             f"valid_cases: {args.valid_cases} cannot be ranked under {launch.sharding}, where no process "
@@ -73,6 +72,7 @@ def plan_sft(args: SftArguments, config: Any, pack: PromptPack) -> Plan:
     else:
         with on_meta():
             extend_model(base, tokenizer)
+        check_rows_whole(args, launch.sharding, base.config.get_text_config().tie_word_embeddings)
     model = adapted(base, lora_config(args, base, token_ids) if args.training == "lora" else None)
     if args.layout.attention == "eager":  # flash keeps what sdpa keeps
         plain(model).set_attn_implementation("eager")
@@ -126,7 +126,9 @@ def plan_sft(args: SftArguments, config: Any, pack: PromptPack) -> Plan:
         device_flops=device_flops,
         cpu_flops=device_flops,
         half=half,
-        remedies=remedies(args.training, args.dtype, config, launch, not args.load_in_4bit),
+        remedies=remedies(
+            args.training, args.dtype != "float32", config, launch, "fsdp2.yaml", not args.load_in_4bit
+        ),
     )
 
 

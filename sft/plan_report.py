@@ -64,8 +64,9 @@ class Plan:
         lines += ["", f"{'machine':<{name_width}}{'GiB':<8}{'':<14}hours at {EFFICIENCY:.0%} of its peak"]
         for machine, on_cpu in machines:
             verdict = "fits" if self.fits(machine) else "does not fit"
-            hours = f"{self.hours(machine, on_cpu):.2g}"
-            lines += [f"{machine.name:<{name_width}}{machine.memory_gib:<8.1f}{verdict:<14}{hours}"]
+            hours = self.hours(machine, on_cpu)
+            shown = f"{hours:,.0f}" if hours >= 10 else f"{hours:.2g}"
+            lines += [f"{machine.name:<{name_width}}{machine.memory_gib:<8.1f}{verdict:<14}{shown}"]
         if not all(self.fits(machine) for machine, _ in machines):
             lines += ["", "To take less memory:", *(f"  - {remedy}" for remedy in self._ordered_remedies())]
         return "\n".join([*lines, "", json.dumps(self._numbers(machines))])
@@ -105,14 +106,15 @@ def model_facts(shape: ModelShape, launch: Launch) -> dict[str, str]:
 
 
 def remedies(
-    training: str, dtype: str, config: Any, launch: Launch, can_quantise: bool
+    training: str, half_weights: bool, config: Any, launch: Launch, shared: str, can_quantise: bool
 ) -> dict[str, list[str]]:
     """What a user could change, by the part of memory it acts on.
 
     Args:
+        shared: the launch file whose sharding the command trains under.
         can_quantise: whether the command takes load_in_4bit and it is off.
     """
-    found: dict[str, list[str]] = {"activations": [], "optimizer": [], "weights": [], "rollout": []}
+    found: dict[str, list[str]] = {"activations": [], "optimizer": [], "weights": []}
     batch, accumulate = config.per_device_train_batch_size, config.gradient_accumulation_steps
     if not config.gradient_checkpointing:
         found["activations"].append("gradient_checkpointing: true (a third more compute)")
@@ -125,10 +127,10 @@ def remedies(
         found["optimizer"].append("training: lora (gradients and optimizer of a hundredth of the weights)")
         if launch.sharding in ("none", "ddp"):
             found["optimizer"].append(
-                "several GPUs under configs/accelerate/fsdp2.yaml (weights and optimizer shared out)"
+                f"several GPUs under configs/accelerate/{shared} (gradients and optimizer shared out)"
             )
-    if dtype == "float32":
-        found["weights"].append("dtype: bfloat16 (half the weights)")
+    elif not half_weights:
+        found["weights"].append("dtype: bfloat16 (half the weights; what learns stays fp32)")
     if can_quantise:
         found["weights"].append("training: lora with load_in_4bit: true (a quarter of bfloat16's weights)")
     return {part: texts for part, texts in found.items() if texts}

@@ -6,7 +6,7 @@ from typing import Any
 from prompts.pack import PromptPack
 from prompts.template import PromptTemplate
 from sft.arguments import SftArguments
-from sft.launch import check_tied_rows
+from sft.launch import check_rows_whole, sharding_of
 from sft.models.scratch import build_model, train_tokenizer
 from sft.new_tokens import RowSource, init_rows, load_vectors
 from sft.vocabulary import check_rows, check_same_sids, extend_model, extend_tokenizer
@@ -28,7 +28,11 @@ def start_model(
     """
     import torch
     from transformers import AutoModelForCausalLM, set_seed
+    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
+    # Under ZeRO-3 transformers 5.17 makes models in parts, whatever zero3_init_flag says, and new rows are
+    # made from whole matrices. accelerate sets it again when the trainer shares the weights out.
+    unset_hf_deepspeed_config()
     set_seed(seed)
     dtype, options = getattr(torch, args.dtype), args.new_tokens
     tokenizer, added = _extended_tokenizer(args, pack, index)
@@ -48,7 +52,7 @@ def start_model(
         raise InputError(
             f"model_name_or_path: {args.model_name_or_path!r} cannot be opened ({_line(error)})"
         ) from error
-    check_tied_rows(args, model)
+    check_rows_whole(args, sharding_of(), model.config.get_text_config().tie_word_embeddings)
     if added:
         rows_before = extend_model(model, tokenizer)
         init_rows(model, RowSource(index, tokenizer, options.init, vectors_ND), added, rows_before, seed)

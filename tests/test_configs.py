@@ -1,6 +1,7 @@
 """Every YAML under configs/ parses with the arguments of its command; none is left without one."""
 
 import dataclasses
+import re
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from sid_builder.registry import options_class, resolve
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
-# Folder -> the command's own dataclass and the lazy ones it adds.
+# Folder, or file of a recipe -> the command's own dataclass and the lazy ones it adds.
 COMMANDS = {
     "sid": ("sid_builder.build:BuildArguments", ()),
     "sft": ("sft.arguments:SftArguments", ("trl:SFTConfig",)),
@@ -21,6 +22,12 @@ COMMANDS = {
     "serve": ("serve.launch:LaunchArguments", ()),
 }
 OF_COMMANDS = [path for path in CONFIGS if path.relative_to(ROOT / "configs").parts[0] != "accelerate"]
+
+
+def command_of(path: Path) -> str:
+    """Of a recipe the file's name says the command, else the folder."""
+    folder = path.relative_to(ROOT / "configs").parts[0]
+    return path.stem if folder == "recipes" else folder
 
 
 def name(path: Path) -> str:
@@ -56,7 +63,7 @@ def parse(tmp_path):
 
 @pytest.mark.parametrize("path", OF_COMMANDS, ids=name)
 def test_config_parses(path, parse):
-    own, *lazy = parse(path.relative_to(ROOT / "configs").parts[0], path)
+    own, *lazy = parse(command_of(path), path)
     for key, value in cli.load_yaml(path).items():
         if hasattr(own, key) and isinstance(value, (str, int, float, list)):
             assert getattr(own, key) == value, key
@@ -81,5 +88,26 @@ def test_a_typo_in_a_config_is_named(folder, parse, tmp_path):
 
 
 def test_there_are_configs():
-    assert {path.relative_to(ROOT / "configs").parts[0] for path in CONFIGS} <= {*COMMANDS, "accelerate"}
-    assert CONFIGS
+    assert {command_of(path) for path in OF_COMMANDS} == set(COMMANDS)
+    recipes = {path.parent: set() for path in CONFIGS if path.parts[-3] == "recipes"}
+    for path in CONFIGS:
+        if path.parent in recipes:
+            recipes[path.parent].add(path.stem)
+    assert len(recipes) >= 5 and all(files == set(COMMANDS) for files in recipes.values())
+
+
+RECIPES = [path for path in sorted((ROOT / "configs" / "recipes").iterdir()) if path.is_dir()]
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.name)
+def test_a_recipe_is_whole_and_explained(recipe):
+    """A file for every stage, whose head shows its own command, and values with their reasons beside them."""
+    assert {path.name for path in recipe.iterdir()} == {f"{stage}.yaml" for stage in COMMANDS}
+    for path in recipe.iterdir():
+        lines = path.read_text(encoding="utf-8").splitlines()
+        own = f"--config {path.relative_to(ROOT).as_posix()} "
+        command = next(line for line in lines if line.startswith("#") and own in line)
+        launch = re.search(r"configs/accelerate/\w+[.]yaml", command)
+        assert launch is None or (ROOT / launch.group()).is_file()
+        values = [line for line in lines if line and not line.startswith("#") and not line.endswith(":")]
+        assert sum("# " in line for line in values) >= 0.4 * len(values)

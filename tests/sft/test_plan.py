@@ -401,7 +401,7 @@ def test_what_does_not_fit_is_said_with_remedies(index, sids, weightless, tmp_pa
     assert figures["hours"]["RTX 4090 24 GB"] is None
     remedies = text.split("To take less memory:")[1]
     # The optimizer is the largest part, so what helps it comes first.
-    order = ["training: lora", "fsdp2.yaml", "dtype: bfloat16", "gradient_checkpointing: true"]
+    order = ["training: lora", "fsdp2.yaml", "load_in_4bit", "gradient_checkpointing: true"]
     places = [remedies.index(remedy) for remedy in order]
     assert places == sorted(places)
     text, smaller = plan_of(
@@ -456,7 +456,7 @@ def test_processes_share_the_work(sids, weightless, tmp_path, capsys, monkeypatc
     assert shared["flops"] == pytest.approx(alone["flops"], rel=0.1)
     assert "this CPU" not in text, "a CPU is no second device"
     launch.write_text("distributed_type: FSDP\nnum_processes: 2\nfsdp_config: {fsdp_version: 2}\n")
-    with pytest.raises(InputError, match="new_tokens.train: 'rows' cannot be trained under fsdp2"):
+    with pytest.raises(InputError, match="new_tokens.train: 'rows' cannot be trained under FSDP2"):
         plan_of(capsys, sids, *given)
     given += ["--new_tokens", '{"train": "full"}']
     assert plan_of(capsys, sids, *given)[1]["sharding"] == "fsdp2"

@@ -5,14 +5,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from sft import train
 from sft.arguments import NewTokenOptions, SftArguments
-from sft.launch import check_sharding, check_tied_rows, sharding_of
+from sft.launch import check_rows_whole, check_sharding, sharding_of
 from sid_builder.errors import InputError
 from tests.builders import make_index
 from tests.sft.builders import make_interactions, write_sids
@@ -21,7 +20,7 @@ FSDP2 = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_STATE_DICT_TY
 ZERO3 = {
     "ACCELERATE_USE_DEEPSPEED": "true",
     "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3",
-    "ACCELERATE_DEEPSPEED_ZERO3_INIT": "false",
+    "ACCELERATE_DEEPSPEED_ZERO3_SAVE_16BIT_MODEL": "true",
 }
 ZERO2 = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2"}
 ROOT = Path(__file__).parents[2]
@@ -70,7 +69,7 @@ def test_sharding_is_read_from_a_deepspeed_file(tmp_path):
 @pytest.mark.parametrize(
     ("args", "environment", "message"),
     [
-        (lora(), ZERO3, "new_tokens.train: 'rows' .* by PEFT under ZeRO-3; .*ddp.yaml or zero2.yaml"),
+        (lora(), ZERO3, "new_tokens.train: 'rows' cannot be trained under ZeRO-3; .*ddp.yaml or zero2.yaml"),
         (lora(**FULL_ROWS), {**FSDP2, "FSDP_VERSION": "1"}, "fsdp_version: 1 is not supported"),
         (lora(**FULL_ROWS), {**FSDP2, "FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT"}, "FULL_STATE_DICT"),
         (
@@ -95,25 +94,20 @@ def test_sharding_that_can_train_passes(monkeypatch):
     monkeypatch.setattr("sft.launch.find_spec", lambda name: object())
     check_sharding(lora(), ZERO2)
     check_sharding(lora(**FULL_ROWS), ZERO3)
-    with pytest.raises(InputError, match="zero3_init_flag: .* set it to false"):
-        check_sharding(lora(**FULL_ROWS), {**ZERO3, "ACCELERATE_DEEPSPEED_ZERO3_INIT": "true"})
+    with pytest.raises(InputError, match="zero3_save_16bit_model: must be true"):
+        check_sharding(lora(**FULL_ROWS), {**ZERO3, "ACCELERATE_DEEPSPEED_ZERO3_SAVE_16BIT_MODEL": "false"})
     monkeypatch.setattr("sft.launch.find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"DEEPSPEED \(zero2\) is not installed; pip install deepspeed"):
         check_sharding(lora(), ZERO2)
 
 
-@pytest.mark.parametrize("tied", [True, False])
-def test_rows_of_a_tied_matrix_are_refused_under_fsdp2(tied):
-    from transformers import Qwen2Config
-
-    model = SimpleNamespace(config=Qwen2Config(tie_word_embeddings=tied))
-    check_tied_rows(lora(), model, {})
-    check_tied_rows(lora(**FULL_ROWS), model, FSDP2)
-    if not tied:
-        check_tied_rows(lora(), model, FSDP2)
-        return
+def test_rows_of_a_tied_matrix_are_refused_under_fsdp2():
+    check_rows_whole(lora(), "none", tied=True)
+    check_rows_whole(lora(), "zero2", tied=True)
+    check_rows_whole(lora(), "fsdp2", tied=False)
+    check_rows_whole(lora(**FULL_ROWS), "fsdp2", tied=True)
     with pytest.raises(InputError, match="under FSDP2 where embedding and head are one matrix.*ddp.yaml"):
-        check_tied_rows(lora(), model, FSDP2)
+        check_rows_whole(lora(), "fsdp2", tied=True)
 
 
 SCRATCH = (
