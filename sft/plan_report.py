@@ -117,7 +117,7 @@ def remedies(
     found: dict[str, list[str]] = {"activations": [], "optimizer": [], "weights": []}
     batch, accumulate = config.per_device_train_batch_size, config.gradient_accumulation_steps
     if not config.gradient_checkpointing:
-        found["activations"].append("gradient_checkpointing: true (a third more compute)")
+        found["activations"].append("gradient_checkpointing: true (one more forward pass)")
     if batch > 1:
         found["activations"].append(
             f"per_device_train_batch_size: {batch // 2} with gradient_accumulation_steps: {2 * accumulate} "

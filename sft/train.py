@@ -1,8 +1,9 @@
 """Teach a language model the semantic IDs: supervised fine-tuning with TRL.
 
     accelerate launch -m sft.train --config configs/sft/toy_qwen3_scratch.yaml --sid_dir out/toy/sids
-    --output_dir out/toy/sft accelerate launch -m sft.train --config configs/sft/qwen25_05b_lora.yaml
-    --sid_dir out/beauty/sids --output_dir out/beauty/sft
+    --output_dir out/toy/sft
+    accelerate launch -m sft.train --config configs/recipes/qwen2.5-0.5b_1x24gb/sft.yaml
+    --sid_dir out/run/sids --output_dir out/run/sft
 
 Every flag of TRL's SFTConfig works as well. Our defaults that differ from TRL's: `max_length` null (the
 renderer bounds prompts), gradient checkpointing off. `--resume_from_checkpoint true` goes on from the newest

@@ -23,7 +23,11 @@ torch.serialization.register_package(
 
 
 class SidTrainer(RankedEvaluation, SFTTrainer):
-    """SFTTrainer with our collator, whose evaluation ranks valid."""
+    """SFTTrainer with our collators, whose evaluation ranks valid.
+
+    `layout` says how rows lie in a batch; the model attends as it says. Rows with branches need a model of full
+    attention only.
+    """
 
     def __init__(
         self,

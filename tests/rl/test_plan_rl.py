@@ -70,7 +70,7 @@ def test_what_a_policy_keeps(weightless, tmp_path, capsys):
 
 def test_what_training_refuses_a_plan_refuses(weightless, tmp_path, capsys, monkeypatch):
     with pytest.raises(InputError, match="save_steps: 1.0 falls inside a generation batch"):
-        plan("grpo", weightless, tmp_path, capsys, *"--save_strategy steps --save_steps 1".split(), *SPLIT)
+        plan("grpo", weightless, tmp_path, capsys, "--save_strategy", "steps", "--save_steps", "1", *SPLIT)
     launch = tmp_path / "launch.yaml"
     launch.write_text("distributed_type: FSDP\nnum_processes: 2\nfsdp_config: {fsdp_version: 2}\n")
     monkeypatch.setenv("ACCELERATE_CONFIG_FILE", str(launch))

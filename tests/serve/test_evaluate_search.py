@@ -264,7 +264,7 @@ def test_command_writes_results_tables_and_picture(model_dir, shop, tmp_path, ca
         "states max_price": 2,
         "states not_brand": 1,
     }
-    # The engines read plain words: both find the red tent. The encoder does not know what "not Aurora" leaves.
+    # Engines read plain words: both find the red tent. The encoder does not know what "not Aurora" leaves.
     assert slices["query, 1 turn"]["systems"]["bm25"]["r@10"] == 1.0
     assert slices["query, 1 turn"]["systems"]["dense"]["r@10"] >= 0.5
     only = run(model_dir, intents, tmp_path / "one", "--kinds", "intention", "--exclude_history", "no")

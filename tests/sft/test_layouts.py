@@ -134,7 +134,8 @@ def test_gradient_checkpointing_changes_nothing(index, interactions, rows, tmp_p
     trainer = make_trainer(recommender, rows, interactions, layout, tmp_path, gradient_checkpointing=True)
     trainer.model.gradient_checkpointing_enable(trainer.args.gradient_checkpointing_kwargs)
     recomputed = []
-    trainer.model.model.layers[0].input_layernorm.register_forward_hook(lambda *given: recomputed.append(None))
+    norm = trainer.model.model.layers[0].input_layernorm
+    norm.register_forward_hook(lambda *given: recomputed.append(None))
     assert_same(loss_and_gradients(trainer), expected)
     assert len(recomputed) == 2 and len(calls) == 1, "layers run again, the backbone's hook once"
 
