@@ -25,8 +25,8 @@ torch.serialization.register_package(
 class SidTrainer(RankedEvaluation, SFTTrainer):
     """SFTTrainer with our collators, whose evaluation ranks valid.
 
-    `layout` says how rows lie in a batch; the model attends as it says. Rows with branches need a model of full
-    attention only.
+    `layout` says how rows lie in a batch, and how the model attends to it. Rows under a 4-D mask need a model
+    of full attention only.
     """
 
     def __init__(

@@ -19,7 +19,7 @@ FLAGS = {
     "dpo": "--num_beams 6 --num_negatives 2 --per_device_train_batch_size 4 --max_prompts 11",
 }
 
-SPLIT = "--gradient_accumulation_steps 1".split()  # two optimizer steps a rollout
+SPLIT = ["--gradient_accumulation_steps", "1"]  # two optimizer steps a rollout
 
 
 @pytest.fixture(scope="module")

@@ -249,11 +249,15 @@ def test_flags_that_contradict_each_other(sids, tmp_path, flags, message):
     assert not (tmp_path / "out").exists()
 
 
-def test_sharded_weights_are_refused(sids, tmp_path, monkeypatch):
+def test_sharded_weights_are_refused(tmp_path, monkeypatch):
+    from trl import SFTConfig
+
+    from sft.valid_ranking import schedule_evaluation
+
+    config = SFTConfig(str(tmp_path), use_cpu=True, bf16=False, report_to="none")
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     with pytest.raises(InputError, match="valid_cases: 9 cannot be ranked under FSDP"):
-        run_sft(sids, tmp_path / "out", *FULL, "--valid_cases", 9)
-    assert not (tmp_path / "out").exists()
+        schedule_evaluation(config, 9)
 
 
 def test_data_without_a_valid_case(index, tmp_path):
