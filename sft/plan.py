@@ -65,14 +65,14 @@ def plan_sft(args: SftArguments, config: Any, pack: PromptPack) -> Plan:
     dtype = getattr(torch, args.dtype)
     base = config_model(args.model_name_or_path, dtype) if args.model_name_or_path is not None else None
     tokenizer, template, token_ids = start_tokenizer(args, pack, index)
-    if args.from_scratch is not None:
-        with on_meta():
+    with on_meta():
+        if base is not None:
+            extend_model(base, tokenizer)
+        else:
+            assert args.from_scratch is not None
             end_id, pad_id = template.end_id, tokenizer.pad_token_id
             base = build_model(args.from_scratch, len(tokenizer), end_id, pad_id, config.seed).to(dtype)
-    else:
-        with on_meta():
-            extend_model(base, tokenizer)
-        check_rows_whole(args, launch.sharding, base.config.get_text_config().tie_word_embeddings)
+    check_rows_whole(args, launch.sharding, base.config.get_text_config().tie_word_embeddings)
     model = adapted(base, lora_config(args, base, token_ids) if args.training == "lora" else None)
     if args.layout.attention == "eager":  # flash keeps what sdpa keeps
         plain(model).set_attn_implementation("eager")

@@ -70,8 +70,8 @@ def measure(context: TaskContext, task_weights: Mapping[str, float], seed: int) 
     chosen = [shard for shard in shards if shard.part in column]
     for shard in tqdm(chosen, desc="read data", unit="part", leave=False, disable=None):
         for example in examples_of(context, shard, seed):
-            labels = sum(label != IGNORE for label in example.shift_labels)
-            counts[shard.task][column[shard.part]] += (1, len(example.input_ids), labels)
+            learnt = sum(label != IGNORE for label in example.shift_labels)
+            counts[shard.task][column[shard.part]] += (1, len(example.input_ids), learnt)
             sample.append(example)
     empty = sorted(task for task, counts_P3 in counts.items() if not counts_P3.any())
     if empty:
@@ -86,7 +86,7 @@ def measure(context: TaskContext, task_weights: Mapping[str, float], seed: int) 
     if not whole:
         # Without the correction for a finite population: wordings and shares are chance again in training.
         error_3 = _T_QUANTILE * num_parts * residual_P3.std(axis=0, ddof=1) / np.sqrt(len(drawn_P))
-    rows, tokens, labels = (Amount(float(v), float(e)) for v, e in zip(total_3, error_3, strict=True))
+    rows, tokens, labels = map(Amount, total_3.tolist(), error_3.tolist())
     return Volume(rows, tokens, labels, sample)
 
 

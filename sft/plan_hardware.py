@@ -11,11 +11,13 @@ from sid_builder.cli import load_yaml
 from sid_builder.errors import InputError
 
 GIB = 2**30
-# Share of a machine's peak that training is assumed to reach. Published runs of dense models on A100s lie
-# between .3 and .5 (PaLM, Chowdhery et al. 2022, table 3); short rows and small models stay below.
+# Share of a machine's peak that training is assumed to reach. Large models got .21 (GPT-3) to .46 (PaLM) of
+# theirs (Chowdhery et al. 2022, PaLM, table 3); short steps of small models stay below.
 EFFICIENCY = 0.3
 FITS = 0.95  # of a device's memory: the allocator's blocks are never all full
 CONFIG_VARIABLE = "ACCELERATE_CONFIG_FILE"
+
+Shared = Literal["none", "ddp", "fsdp2", "zero2", "zero3"]
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ class Launch:
     """
 
     processes: int
-    sharding: Literal["none", "ddp", "fsdp2", "zero2", "zero3"]
+    sharding: Shared
     mixed: bool
     source: str
 
@@ -107,8 +109,9 @@ class Launch:
     @staticmethod
     def of(processes: int, sharding: str, mixed: bool, source: str) -> "Launch":
         """From `sft.launch.sharding_of`."""
-        if sharding in ("none", "zero0"):
-            return Launch(processes, "ddp" if processes > 1 else "none", mixed, source)
-        if sharding not in ("fsdp2", "zero2", "zero3"):
+        kept: dict[str, Shared] = {"fsdp2": "fsdp2", "zero2": "zero2", "zero3": "zero3"}
+        copied: Shared = "ddp" if processes > 1 else "none"
+        kept |= {"none": copied, "zero0": copied}
+        if sharding not in kept:
             raise InputError(f"{source}: {sharding} cannot be planned; use fsdp2, zero2 or zero3")
-        return Launch(processes, sharding, mixed, source)
+        return Launch(processes, kept[sharding], mixed, source)

@@ -62,6 +62,7 @@ def resident_memory(
         gradients, states = trained, shape.trainable * state_bytes(optimizer, itemsize) / share
         gathered = layers + half * (1 if shape.tied else 2) * shape.embedding
     elif launch.sharding in ("zero2", "zero3"):
+        frozen = min(frozen, half * float(shape.total - shape.trainable))
         trained = float(half * shape.trainable)
         gradients = trained / share
         states = shape.trainable * (4 + state_bytes(optimizer, 4.0)) / share

@@ -244,9 +244,9 @@ def _storage(tensor: torch.Tensor) -> int:
 
 def _make_fake(model: nn.Module) -> None:
     """Replace parameters, buffers and dropout of a meta model in place; shared parameters stay shared."""
-    made: dict[int, torch.Tensor] = {}
+    made: dict[int, Any] = {}
 
-    def fake(tensor: torch.Tensor) -> torch.Tensor:
+    def fake(tensor: torch.Tensor) -> Any:
         if id(tensor) not in made:
             empty = torch.empty(tensor.shape, dtype=tensor.dtype)
             if isinstance(tensor, nn.Parameter):

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoConfig
 
 from prompts.branches import IGNORE
 from prompts.pack import PromptPack
@@ -30,18 +29,9 @@ from sft.start import start_model, start_tokenizer
 from sft.vocabulary import extend_model
 from sid_builder.errors import InputError
 from tests.builders import make_index
+from tests.published_shapes import PUBLISHED, write_shape
 from tests.sft.builders import make_interactions, write_checkpoint, write_sids
 
-# Published shapes: type, width, layers, heads, key-value heads, MLP, vocabulary, tied, head_dim; parameters.
-PUBLISHED = {
-    "Qwen2.5-0.5B": (("qwen2", 896, 24, 14, 2, 4864, 151936, True, None), 494.0e6),
-    "Qwen2.5-1.5B": (("qwen2", 1536, 28, 12, 2, 8960, 151936, True, None), 1.54e9),
-    "Qwen2.5-7B": (("qwen2", 3584, 28, 28, 4, 18944, 152064, False, None), 7.62e9),
-    "Qwen3-0.6B": (("qwen3", 1024, 28, 16, 8, 3072, 151936, True, 128), 0.596e9),
-    "Qwen3-1.7B": (("qwen3", 2048, 28, 16, 8, 6144, 151936, True, 128), 1.72e9),
-    "Llama-3.1-8B": (("llama", 4096, 32, 32, 8, 14336, 128256, False, None), 8.03e9),
-    "Llama-3.2-1B": (("llama", 2048, 16, 32, 8, 8192, 128256, True, 64), 1.24e9),
-}
 ROOT = Path(__file__).parents[2]
 ONE = Launch(1, "none", mixed=False, source="a test")
 
@@ -64,22 +54,6 @@ def checkpoints(index, tmp_path_factory):
         tied: write_checkpoint(root / f"tied_{tied}", index, "qwen3", tied, padding=0)
         for tied in (True, False)
     }
-
-
-def write_shape(path, architecture, hidden, layers, heads, kv_heads, mlp, vocabulary, tied, head_dim):
-    config = AutoConfig.for_model(
-        architecture,
-        hidden_size=hidden,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=kv_heads,
-        intermediate_size=mlp,
-        vocab_size=vocabulary,
-        tie_word_embeddings=tied,
-        **({"head_dim": head_dim} if head_dim else {}),
-    )
-    config.save_pretrained(path)
-    return path
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
