@@ -20,6 +20,7 @@ from typing import Any, Literal, get_args
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from prompts.wanted import check_wanted
 from sid_builder.artifact import artifact_kind, open_artifact
 from sid_builder.catalog import Catalog
 from sid_builder.cli import unknown_key
@@ -180,6 +181,7 @@ def read_row(line: str, label: str, catalog: Catalog) -> dict[str, Any]:
         "split": given.get("split", "train"),
         "wanted": json.dumps(given.get("wanted", {}), sort_keys=True),
     }
+    check_wanted(given.get("wanted", {}), f"{label}: wanted")
     for name, choices in (("kind", get_args(IntentKind)), ("split", get_args(IntentSplit))):
         if row[name] not in choices:
             raise InputError(f"{label}: {name} is {row[name]!r}; use one of {list(choices)}")

@@ -8,8 +8,9 @@ over turns ("cheaper", "not that brand"); intentions stand behind a history; pre
 What a query states is kept as data (`wanted`), so that an answer can be judged by whether it fits.
 `--imports` adds intents that others wrote: our JSONL, or LC-Rec's `.user.json`.
 
-Queries are held out one by one: an item's others stay in train, so valid and test ask for known items in
-words never seen. Intentions of valid and test belong to the valid and test cases; train reads train alone.
+Queries are held out one by one: an item's others stay in train, so valid and test ask for known items. Short
+ones may be worded as a train query of another item is (a third of them on Beauty). Intentions of valid and
+test belong to the valid and test cases; train reads train alone.
 `sft.train --intents OUTPUT_DIR` learns from the result, `serve.evaluate_search --intents OUTPUT_DIR` ranks
 it.
 """

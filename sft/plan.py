@@ -1,16 +1,17 @@
-"""What `sft.train --plan true` says: data, parameters, FLOPs, memory and hours of a run, before it.
+"""What `--plan true` of sft.train and sft.refresh says: data, parameters, FLOPs, memory and hours of a run.
 
-It reads the SID directory, the tokenizer and the checkpoint's config.json: no weights, no GPU, some seconds.
-The data is counted (a sample of it where it is large: `plan_data`), parameters too, on a model without memory
-(`plan_model`); FLOPs (`plan_flops`) and memory (`plan_memory`) follow by formula. `accelerate launch` tells
-the number of processes and how they share a model, or ACCELERATE_CONFIG_FILE does, which names the launch
-file of a machine that is elsewhere:
+It reads the SID directory, the tokenizer and the checkpoint's config.json: no weights, no GPU. The data is
+counted in some seconds to a minute (a sample of it where it is large: `plan_data`), parameters too, on a
+model without memory (`plan_model`); FLOPs (`plan_flops`) and memory (`plan_memory`) follow by formula.
+`accelerate launch` tells the number of processes and how they share a model, or ACCELERATE_CONFIG_FILE does,
+which names the launch file of a machine that is elsewhere:
 
     ACCELERATE_CONFIG_FILE=configs/accelerate/fsdp2.yaml python -m sft.train --config X --sid_dir D
     --output_dir O --plan true
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,7 +32,7 @@ from sft.plan_data import Batches, Volume, draw_batches, measure
 from sft.plan_flops import beam_flops, training_flops
 from sft.plan_hardware import Launch
 from sft.plan_memory import Memory, resident_memory, step_memory
-from sft.plan_model import ModelShape, adapted, config_model, on_meta, plain, saved_bytes, shape_of
+from sft.plan_model import adapted, config_model, on_meta, plain, saved_bytes, shape_of
 from sft.plan_report import Plan, model_facts, remedies, scientific
 from sft.start import start_tokenizer
 from sft.valid_ranking import schedule_evaluation
@@ -41,27 +42,53 @@ from sid_builder.errors import InputError
 from sid_builder.interactions import Histories, Interactions
 from sid_builder.sid_index import SidIndex
 
+# What a run learns from, given its template, and how many cases it ranks besides valid samples.
+Prepare = Callable[[PromptTemplate], tuple[TaskContext, int]]
+
 
 def plan_sft(args: SftArguments, config: Any, pack: PromptPack) -> Plan:
-    """Plan the run that `sft.train` would make of these arguments.
+    """Plan the run that `sft.train` would make of these arguments; raises as `plan_training`."""
+    sids = open_artifact(args.sid_dir, "sids")
+    index = SidIndex.load(sids.path / "sid_index")
+    interactions = Interactions.load(sids.path / "interactions")
+
+    def prepare(template: PromptTemplate) -> tuple[TaskContext, int]:
+        learnt = interactions.without_last_train() if args.hold_out_last else interactions
+        intents = Intents.load(args.intents, index.catalog) if args.intents else None
+        return TaskContext(index, learnt, template, intents, args.layout.positions), 0
+
+    return plan_training("sft.train", args, config, pack, index, interactions, prepare)
+
+
+def plan_training(
+    command: str,
+    args: SftArguments,
+    config: Any,
+    pack: PromptPack,
+    index: SidIndex,
+    interactions: Interactions,
+    prepare: Prepare,
+    report_cases: int = 0,
+) -> Plan:
+    """Plan a supervised training run.
 
     Args:
         config: TRL's SFTConfig.
+        interactions: whose valid cases are ranked meanwhile.
+        report_cases: the flag behind the cases that `prepare` counts.
 
     Raises:
         InputError: when the tokenizer or config.json cannot be opened, and for whatever training would be
             refused for before its first step.
     """
     launch = Launch.current(config)
-    if args.valid_cases and launch.sharding in ("fsdp2", "zero3"):
-        raise InputError(
-            f"valid_cases: {args.valid_cases} cannot be ranked under {launch.sharding}, where no process "
-            "holds whole weights; set valid_cases: 0, and rank the merged model with serve.evaluate"
-        )
+    for name, cases in (("valid_cases", args.valid_cases), ("report_cases", report_cases)):
+        if cases and launch.sharding in ("fsdp2", "zero3"):
+            raise InputError(
+                f"{name}: {cases} cannot be ranked under {launch.sharding}, where no process holds whole "
+                f"weights; set {name}: 0, and rank the merged model with serve.evaluate"
+            )
     schedule_evaluation(config, args.valid_cases, args.patience)
-    sids = open_artifact(args.sid_dir, "sids")
-    index = SidIndex.load(sids.path / "sid_index")
-    interactions = Interactions.load(sids.path / "interactions")
     dtype = getattr(torch, args.dtype)
     base = config_model(args.model_name_or_path, dtype) if args.model_name_or_path is not None else None
     tokenizer, template, token_ids = start_tokenizer(args, pack, index)
@@ -78,9 +105,7 @@ def plan_sft(args: SftArguments, config: Any, pack: PromptPack) -> Plan:
         plain(model).set_attn_implementation("eager")
     shape = shape_of(model, args.load_in_4bit)
 
-    learnt = interactions.without_last_train() if args.hold_out_last else interactions
-    intents = Intents.load(args.intents, index.catalog) if args.intents else None
-    context = TaskContext(index, learnt, template, intents, args.layout.positions)
+    context, asked = prepare(template)
     volume = measure(context, args.task_weights or {}, config.seed)
     collate = collator_of(args.layout, tokenizer.pad_token_id, dtype)
     batches = draw_batches(volume.sample, config.per_device_train_batch_size, collate, config.seed)
@@ -96,12 +121,17 @@ def plan_sft(args: SftArguments, config: Any, pack: PromptPack) -> Plan:
     step_flops = config.gradient_accumulation_steps * training_flops(
         shape, mean, mean.labelled, config.gradient_checkpointing
     )
-    ranking = _ranking_flops(args, shape, template, interactions, config.seed)
-    ranking *= steps.evaluations(config) / launch.processes
+    valid = interactions.histories("valid")
+    asked += min(args.valid_cases, len(valid)) * steps.evaluations(config)
+    ranking = 0.0
+    if asked and len(valid):
+        tokens = mean_prompt_tokens(template, valid, config.seed)
+        ranking = asked / launch.processes
+        ranking *= beam_flops(shape, tokens, DEFAULT_BEAMS, index.semantic_ids.depth)
     device_flops = steps.total * step_flops + ranking
     half = bool(mixed_dtype(config)) or args.dtype != "float32"
     return Plan(
-        command="sft.train",
+        command=command,
         shape=shape,
         launch=launch,
         facts={
@@ -110,7 +140,7 @@ def plan_sft(args: SftArguments, config: Any, pack: PromptPack) -> Plan:
             "steps": f"{steps.epoch:,} an epoch, {steps.total:,} in all",
             "FLOPs": f"{scientific(step_flops * launch.processes)} a step, "
             f"{scientific(step_flops * launch.processes * steps.epoch)} an epoch, "
-            f"{scientific(device_flops * launch.processes)} in all, of which ranking valid "
+            f"{scientific(device_flops * launch.processes)} in all, of which ranking "
             f"{ranking / device_flops:.1%}",
         },
         figures={
@@ -166,22 +196,10 @@ def mean_prompt_tokens(template: PromptTemplate, histories: Histories, seed: int
     return float(np.mean([len(template.seqrec_prompt(cases.history(case))) for case in range(len(cases))]))
 
 
-def _ranking_flops(
-    args: SftArguments, shape: ModelShape, template: PromptTemplate, interactions: Interactions, seed: int
-) -> float:
-    """Of one ranking of the valid sample, by all devices together."""
-    histories = interactions.histories("valid")
-    if not args.valid_cases or not len(histories):
-        return 0.0
-    tokens = mean_prompt_tokens(template, histories, seed)
-    one = beam_flops(shape, tokens, DEFAULT_BEAMS, template.index.semantic_ids.depth)
-    return min(args.valid_cases, len(histories)) * one
-
-
 def _data_facts(volume: Volume, batches: Batches, config: Any, launch: Launch) -> dict[str, str]:
     mean, largest, size = batches.mean, batches.largest, config.per_device_train_batch_size
     a_step = size * launch.processes * config.gradient_accumulation_steps
-    exact = "counted" if not volume.rows.error else f"estimated from {len(volume.sample):,} rows"
+    exact = "counted" if not volume.rows.error else f"estimated from {volume.rendered:,} rows"
     read = volume.tokens.value / volume.rows.value * min(size, len(volume.sample))
     return {
         "an epoch": f"{volume.rows} rows, {volume.tokens} tokens, {volume.labels} with loss ({exact})",

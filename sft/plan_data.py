@@ -17,10 +17,11 @@ from sft.shards import PART_SIZE, examples_of, shards_of
 from sid_builder.errors import InputError
 from sid_builder.interactions import Interactions
 
-WHOLE = 4096  # sequences, items and intents up to which everything is rendered
-_SAMPLE_PART, _SAMPLE_PARTS = 128, 32
-_T_QUANTILE = 2.040  # Student's t, 95 %, 31 degrees of freedom
+WHOLE = 32_768  # sequences, items and intents up to which everything is rendered
+_SAMPLE_PART, _SAMPLE_PARTS = 128, 128
+_T_QUANTILE = 1.979  # Student's t, 95 %, 127 degrees of freedom
 _BATCHES = 24
+_KEPT = 8192  # rows whose batches are looked at
 
 Collate = Callable[[Sequence[dict[str, Any]]], Mapping[str, Any]]
 
@@ -38,11 +39,17 @@ class Amount:
 
 @dataclass(frozen=True)
 class Volume:
-    """One epoch: rows, their tokens, the labels among them; `sample` are the rows that were rendered."""
+    """One epoch: rows, their tokens, the labels among them.
+
+    Attributes:
+        rendered: how many rows that was counted on.
+        sample: at most `_KEPT` of them, the longest first, the others at random.
+    """
 
     rows: Amount
     tokens: Amount
     labels: Amount
+    rendered: int
     sample: list[TaskExample]
 
 
@@ -67,12 +74,20 @@ def measure(context: TaskContext, task_weights: Mapping[str, float], seed: int) 
     column = {int(part): number for number, part in enumerate(drawn_P)}
     counts = {shard.task: np.zeros((len(drawn_P), 3)) for shard in shards}  # rows, tokens, labels
     sample: list[TaskExample] = []
+    rendered = 0
+    rng = np.random.default_rng(seed)
     chosen = [shard for shard in shards if shard.part in column]
     for shard in tqdm(chosen, desc="read data", unit="part", leave=False, disable=None):
         for example in examples_of(context, shard, seed):
             learnt = sum(label != IGNORE for label in example.shift_labels)
             counts[shard.task][column[shard.part]] += (1, len(example.input_ids), learnt)
-            sample.append(example)
+            rendered += 1
+            if sample and len(example.input_ids) > len(sample[0].input_ids):
+                example, sample[0] = sample[0], example
+            if len(sample) < _KEPT:
+                sample.append(example)
+            elif (place := int(rng.integers(1, rendered))) < _KEPT:
+                sample[place] = example
     empty = sorted(task for task, counts_P3 in counts.items() if not counts_P3.any())
     if empty:
         raise InputError(f"task_weights.{empty[0]}: the data holds no example for it; set its weight to 0")
@@ -87,7 +102,7 @@ def measure(context: TaskContext, task_weights: Mapping[str, float], seed: int) 
         # Without the correction for a finite population: wordings and shares are chance again in training.
         error_3 = _T_QUANTILE * num_parts * residual_P3.std(axis=0, ddof=1) / np.sqrt(len(drawn_P))
     rows, tokens, labels = map(Amount, total_3.tolist(), error_3.tolist())
-    return Volume(rows, tokens, labels, sample)
+    return Volume(rows, tokens, labels, rendered, sample)
 
 
 def _cases_of_parts(interactions: Interactions, num_parts: int) -> np.ndarray:

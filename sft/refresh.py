@@ -12,16 +12,16 @@ Training mixes the new positions and the new items' texts with a share of the ol
 `report_cases` of the old valid cases are never learnt: they say what was forgotten.
 
 refresh.json, refresh.png and a table compare before and after: old valid cases, new interactions, new items,
-titles of new items. Every flag of TRL's SFTConfig works as well; resuming is that of sft.train. Our learning
-rate is 1e-4 for adapters and 1e-5 for all weights, behind a warm-up of a tenth of the steps: the model goes
-on from where it is.
+titles of new items. `--plan true` says what the run would cost. Every flag of TRL's SFTConfig works as well;
+resuming is that of sft.train. Our learning rate is 1e-4 for adapters and 1e-5 for all weights, behind a
+warm-up of a tenth of the steps: the model goes on from where it is.
 """
 
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -29,6 +29,7 @@ from prompts.opening import MODEL_KIND
 from prompts.pack import PromptPack
 from prompts.template import PACK_FILE, PromptTemplate
 from sft.arguments import LayoutOptions, LoraOptions, NewTokenOptions, SftArguments
+from sft.examples import Positions, TaskContext
 from sft.launch import precision_defaults
 from sft.run import OWN_DEFAULTS, Run
 from sid_builder import cli
@@ -37,6 +38,10 @@ from sid_builder.errors import InputError
 from sid_builder.interactions import Interactions
 from sid_builder.new_interactions import JoinedInteractions, join_interactions
 from sid_builder.sid_index import SidIndex
+
+if TYPE_CHECKING:
+    from sft.plan_report import Plan
+    from sft.refresh_report import Questions
 
 
 @dataclass
@@ -82,12 +87,16 @@ class RefreshArguments:
     report_cases: int = field(
         default=2000, metadata={"help": "cases of each kind asked before and after; 0: nothing is compared"}
     )
+    plan: bool = field(
+        default=False, metadata={"help": "say what the run would cost, and stop (see sft.train)"}
+    )
     overwrite: bool = field(default=False, metadata={"help": "replace a finished run in output_dir"})
 
     def lazy_defaults(self) -> dict[str, Any]:
         """A rate to go on with, below that of a first training."""
         rate = 1e-4 if self.training == "lora" else 1e-5
-        return {"learning_rate": rate, "warmup_steps": 0.1, **precision_defaults()}
+        device = {"use_cpu": True} if self.plan else precision_defaults()
+        return {"learning_rate": rate, "warmup_steps": 0.1, **device}
 
     def check(self) -> None:
         """Everything that can be known before torch is imported."""
@@ -118,13 +127,15 @@ def main(argv: Sequence[str]) -> None:
     )
     args = own.as_sft()
     old_model, sids = open_artifact(own.model, MODEL_KIND), open_artifact(own.sid_dir, "sids")
+    pack = PromptPack.load(args.prompt_pack)
+    if own.plan:
+        _plan(own, config, pack).show()
+        return
     run = Run(args, config, "sft.refresh")
 
     from accelerate import PartialState
 
-    from serve.decoding.recommender import load_interactions
     from sft.refresh_report import compare, table, write
-    from sft.refresh_rows import RefreshContext
     from sft.start import start_model
     from sft.valid_ranking import sharded_by
 
@@ -133,43 +144,19 @@ def main(argv: Sequence[str]) -> None:
             f"report_cases: {own.report_cases} cannot be asked under {sharded}, where no process holds whole "
             "weights; set it to 0, or use configs/accelerate/ddp.yaml"
         )
-    old_index = SidIndex.load(old_model.path / "sid_index")
-    index = SidIndex.load(sids.path / "sid_index")
-    check_descends(old_index, index, own.sid_dir)
-    old = load_interactions(old_model.path)
-    joined = join_interactions(old, Path(own.interactions), index.catalog)
-    index = dataclasses.replace(
-        index, train_counts_N=joined.whole.train_counts(index.catalog.num_items), stored_trie=None
-    )
-    pack = PromptPack.load(args.prompt_pack)
-    model, _, template, sid_token_ids = start_model(args, pack, index, config.seed)
-    learnt_S = np.zeros(joined.whole.num_sequences, dtype=np.int64)
-    learnt_S[: old.num_sequences] = old.train_hi_S
-    held_out_S = np.zeros(len(learnt_S), dtype=bool)
-    questions = None
-    if own.report_cases:
-        questions = _questions(old_index, template, old, joined, own.report_cases, config.seed)
-        held_out_S[questions.kept.sequence_C] = True
-    context = RefreshContext(
-        index,
-        joined.whole,
-        template,
-        None,
-        args.layout.positions,
-        learnt_S=learnt_S,
-        held_out_S=held_out_S,
-        num_old_items=old_index.catalog.num_items,
-        replay=own.replay,
-    )
+    news = _News.read(own)
+    model, _, template, sid_token_ids = start_model(args, pack, news.index, config.seed)
+    questions = news.questions(template, own.report_cases, config.seed) if own.report_cases else None
+    context = news.context(template, args.layout.positions, questions, own.replay)
     inputs = {"model": old_model.path, "interactions": own.interactions}
     rows = run.rows(context, args.task_weights, {"sids": sids.path, **inputs})
     before = questions and questions.ask(model.to(config.device))
-    trainer = run.train(model, template, sid_token_ids, rows, joined.whole)
+    trainer = run.train(model, template, sid_token_ids, rows, news.joined.whole)
     summary = {
         "rows": len(rows),
-        "new_interactions": joined.num_new,
-        "new_users": joined.whole.num_sequences - old.num_sequences,
-        "new_items": index.catalog.num_items - old_index.catalog.num_items,
+        "new_interactions": news.joined.num_new,
+        "new_users": news.joined.whole.num_sequences - news.old.num_sequences,
+        "new_items": news.index.catalog.num_items - news.old_index.catalog.num_items,
     }
     if questions:
         after = questions.ask(trainer.accelerator.unwrap_model(trainer.model))
@@ -180,6 +167,89 @@ def main(argv: Sequence[str]) -> None:
             print(f"{table(report)}\n{report['statement']}")
     run.seal(trainer, {"refresh": to_json(own)}, sids, inputs, summary)
     PartialState().wait_for_everyone()
+
+
+def _plan(own: RefreshArguments, config: Any, pack: PromptPack) -> "Plan":
+    """The same run as `sft.plan` sees it."""
+    from sft.plan import plan_training
+
+    args, news = own.as_sft(), _News.read(own)
+
+    def prepare(template: PromptTemplate) -> tuple[TaskContext, int]:
+        questions = news.questions(template, own.report_cases, config.seed) if own.report_cases else None
+        context = news.context(template, args.layout.positions, questions, own.replay)
+        return context, 2 * questions.num_cases if questions else 0
+
+    whole = news.joined.whole
+    return plan_training(
+        "sft.refresh", args, config, pack, news.index, whole, prepare, report_cases=own.report_cases
+    )
+
+
+@dataclass(frozen=True)
+class _News:
+    """The model's data and the new data, checked against each other."""
+
+    old_index: SidIndex
+    index: SidIndex
+    old: Interactions
+    joined: JoinedInteractions
+
+    @staticmethod
+    def read(own: RefreshArguments) -> "_News":
+        from serve.decoding.recommender import load_interactions
+
+        old_index = SidIndex.load(Path(own.model) / "sid_index")
+        index = SidIndex.load(Path(own.sid_dir) / "sid_index")
+        check_descends(old_index, index, own.sid_dir)
+        old = load_interactions(Path(own.model))
+        joined = join_interactions(old, Path(own.interactions), index.catalog)
+        index = dataclasses.replace(
+            index, train_counts_N=joined.whole.train_counts(index.catalog.num_items), stored_trie=None
+        )
+        return _News(old_index, index, old, joined)
+
+    def context(
+        self, template: PromptTemplate, positions: Positions, questions: "Questions | None", replay: float
+    ) -> TaskContext:
+        """What is learnt; never the old valid cases that are asked before and after."""
+        from sft.refresh_rows import RefreshContext
+
+        learnt_S = np.zeros(self.joined.whole.num_sequences, dtype=np.int64)
+        learnt_S[: self.old.num_sequences] = self.old.train_hi_S
+        held_out_S = np.zeros(len(learnt_S), dtype=bool)
+        if questions:
+            held_out_S[questions.kept.sequence_C] = True
+        return RefreshContext(
+            self.index,
+            self.joined.whole,
+            template,
+            None,
+            positions,
+            learnt_S=learnt_S,
+            held_out_S=held_out_S,
+            num_old_items=self.old_index.catalog.num_items,
+            replay=replay,
+        )
+
+    def questions(self, template: PromptTemplate, num_cases: int, seed: int) -> "Questions":
+        """At most `num_cases` of each kind, drawn by seed among those a decoder can get right."""
+        from serve.evaluation.model_ranking import sample_cases
+        from sft.refresh_report import Questions
+
+        index, num_old = self.index, self.old_index.catalog.num_items
+        new = index.reachable(self.joined.new_cases("valid"))
+        items = num_old + np.flatnonzero(index.live_N[num_old:])
+        if len(items) > num_cases:
+            items = np.sort(np.random.default_rng(seed).choice(items, num_cases, replace=False))
+        return Questions(
+            old_template=PromptTemplate(template.pack, template.tokenizer, self.old_index),
+            template=template,
+            kept=sample_cases(self.old_index.reachable(self.old.histories("valid")), num_cases, seed),
+            new=sample_cases(new, num_cases, seed),
+            new_items=sample_cases(new.take(np.flatnonzero(new.targets_C >= num_old)), num_cases, seed),
+            items=items,
+        )
 
 
 def check_descends(old: SidIndex, new: SidIndex, sid_dir: str) -> None:
@@ -208,33 +278,6 @@ def check_descends(old: SidIndex, new: SidIndex, sid_dir: str) -> None:
             f"sid_dir: {sid_dir} is no version of the model's index ({fault}): for it, the model is a "
             "checkpoint from another index; give what sid_builder.assign made from the model's"
         )
-
-
-def _questions(
-    old_index: SidIndex,
-    template: PromptTemplate,
-    old: Interactions,
-    joined: JoinedInteractions,
-    num_cases: int,
-    seed: int,
-) -> Any:
-    """At most `num_cases` of each kind, drawn by seed among those a decoder can get right."""
-    from serve.evaluation.model_ranking import sample_cases
-    from sft.refresh_report import Questions
-
-    index, num_old = template.index, old_index.catalog.num_items
-    new = index.reachable(joined.new_cases("valid"))
-    items = num_old + np.flatnonzero(index.live_N[num_old:])
-    if len(items) > num_cases:
-        items = np.sort(np.random.default_rng(seed).choice(items, num_cases, replace=False))
-    return Questions(
-        old_template=PromptTemplate(template.pack, template.tokenizer, old_index),
-        template=template,
-        kept=sample_cases(old_index.reachable(old.histories("valid")), num_cases, seed),
-        new=sample_cases(new, num_cases, seed),
-        new_items=sample_cases(new.take(np.flatnonzero(new.targets_C >= num_old)), num_cases, seed),
-        items=items,
-    )
 
 
 if __name__ == "__main__":

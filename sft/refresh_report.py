@@ -61,6 +61,11 @@ class Questions:
     new_items: Histories
     items: np.ndarray
 
+    @property
+    def num_cases(self) -> int:
+        """Beam searches of one `ask`."""
+        return len(self.kept) + len(self.new) + len(self.new_items) + len(self.items)
+
     def ask(self, model: Any) -> dict[str, np.ndarray]:
         """Rank of every target (0: not in the list), int32 [C], by name. All processes call this alike."""
         template = self.template

@@ -111,3 +111,9 @@ def test_a_recipe_is_whole_and_explained(recipe):
         assert launch is None or (ROOT / launch.group()).is_file()
         values = [line for line in lines if line and not line.startswith("#") and not line.endswith(":")]
         assert not [line for line in values if "# " not in line]
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.name)
+def test_rl_asks_what_sft_left_to_it(recipe):
+    assert cli.load_yaml(recipe / "sft.yaml")["hold_out_last"] is True
+    assert {cli.load_yaml(recipe / f"{stage}.yaml")["positions"] for stage in ("grpo", "dpo")} == {"last"}

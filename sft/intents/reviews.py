@@ -28,16 +28,27 @@ _LEAST_WORDS, _MOST_WORDS = 3, 12
 
 
 class TrainPairs:
-    """Which (user, item) pairs are train interactions: 8 bytes each."""
+    """Which (user, item) pairs are train interactions and nothing else: 8 bytes each.
+
+    A pair that is a valid or test target as well, in whichever sequence of the user, is none: a review does
+    not say which of the two interactions it is about.
+    """
 
     def __init__(self, interactions: Interactions, item_ids: list[str]) -> None:
-        self._user = {user: number for number, user in enumerate(interactions.users.to_pylist())}
+        users = interactions.users.dictionary_encode()  # a user may have many sequences
+        self._user = {user: number for number, user in enumerate(users.dictionary.to_pylist())}
         self._item = {item_id: number for number, item_id in enumerate(item_ids)}
+        user_S, items_I = users.indices.to_numpy().astype(np.int64), interactions.items_I.astype(np.int64)
         sequence_I = np.repeat(np.arange(interactions.num_sequences), np.diff(interactions.indptr_S1))
         within_I = np.arange(interactions.num_interactions) - interactions.indptr_S1[sequence_I]
-        # Everything before the last train position is train, the first items of a history among it.
-        known_I = (within_I < interactions.train_hi_S[sequence_I]) & (interactions.items_I >= 0)
-        self._pairs = np.sort(sequence_I[known_I] << 32 | interactions.items_I[known_I].astype(np.int64))
+        # Everything before a sequence's last train position is train, the first items of a history among it.
+        # A row that train asks nothing of (pre-split data) is a history of valid or test: it proves nothing.
+        trains_S = interactions.train_lo_S < interactions.train_hi_S
+        known_I = trains_S[sequence_I] & (within_I < interactions.train_hi_S[sequence_I]) & (items_I >= 0)
+        known = user_S[sequence_I[known_I]] << 32 | items_I[known_I]
+        for cases in (interactions.histories("valid"), interactions.histories("test")):
+            known = np.setdiff1d(known, user_S[cases.sequence_C] << 32 | cases.targets_C.astype(np.int64))
+        self._pairs = known
 
     def item(self, user: str, item_id: str) -> int:
         """The item's index when the pair is train's, else -1."""

@@ -4,6 +4,7 @@ import dataclasses
 import json
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from prompts.intents import Intents
@@ -16,6 +17,7 @@ from sft.intents.reviews import TrainPairs, review_requests
 from sft.intents.tastes import intentions, newest_cases, preferences
 from sid_builder.catalog import Catalog
 from sid_builder.errors import InputError
+from sid_builder.interactions import Interactions
 from sid_builder.semantic_ids import SemanticIds
 from sid_builder.sid_index import SidIndex
 from sid_builder.sources.toy import ToyArgs, load
@@ -189,6 +191,32 @@ def test_reviews_of_train_become_requests(shop, sids, tmp_path):
     with pytest.raises(InputError, match="reviews.jsonl:2: has neither reviewerID"):
         compose(sids, tmp_path / "bad", "--reviews", path)
     assert not (tmp_path / "bad").exists()
+
+
+def test_reviews_of_a_held_out_interaction_are_nobodys():
+    """Pre-split rows: a test row's history holds the user's valid item, which train must not read of."""
+    rows = [  # (user, items, split that asks for the last)
+        ("ann", [0, 1], "train"),
+        ("ann", [0, 1, 2], "valid"),
+        ("ann", [0, 1, 2, 3], "test"),
+        ("bob", [4, 0], "train"),
+        ("bob", [4, 0, 4], "test"),  # bought again: whose review is it?
+        ("eve", [1, 2], "valid"),
+    ]
+    lengths = np.array([len(items) for _, items, _ in rows])
+    bounds = {}
+    for split in ("train", "valid", "test"):  # as sources of pre-split rows have them
+        bounds[f"{split}_lo_S"] = lengths - 1
+        bounds[f"{split}_hi_S"] = lengths - 1 + np.array([asks == split for *_, asks in rows])
+    interactions = Interactions(
+        users=pa.array([user for user, *_ in rows]),
+        indptr_S1=np.concatenate([[0], np.cumsum(lengths)]),
+        items_I=np.concatenate([items for _, items, _ in rows]).astype(np.int32),
+        **bounds,
+    )
+    pairs = TrainPairs(interactions, [f"i{item}" for item in range(5)])
+    known = {(user, i) for user in ("ann", "bob", "eve") for i in range(5) if pairs.item(user, f"i{i}") == i}
+    assert known == {("ann", 0), ("ann", 1), ("bob", 0)}
 
 
 def test_lcrecs_texts_and_our_own_are_imported(sids, tmp_path):

@@ -292,12 +292,28 @@ def test_large_data_is_estimated_with_its_error(index, sids, checkpoints, monkey
     exact = measure(context, MIXTURE, seed=3)
     monkeypatch.setattr(plan_data, "WHOLE", 10)
     monkeypatch.setattr(plan_data, "_SAMPLE_PART", 24)
+    monkeypatch.setattr(plan_data, "_SAMPLE_PARTS", 32)
     estimate = measure(context, MIXTURE, seed=3)
-    assert len(estimate.sample) < 0.7 * len(exact.sample)
+    assert estimate.rendered < 0.7 * exact.rendered
     for name in ("rows", "tokens", "labels"):
         true, guess = getattr(exact, name).value, getattr(estimate, name)
         assert 0 < guess.error < 0.1 * true
         assert abs(guess.value - true) < guess.error, name
+
+
+def test_few_rows_are_kept_and_the_longest_among_them(index, sids, checkpoints, monkeypatch):
+    context, _ = context_of(index, sids, checkpoints, num_users=100)
+    whole = measure(context, MIXTURE, seed=3)
+    monkeypatch.setattr(plan_data, "_KEPT", 40)
+    few = measure(context, MIXTURE, seed=3)
+    assert (few.rendered, few.tokens) == (whole.rendered, whole.tokens) and whole.rendered > 200
+    lengths = [len(example.input_ids) for example in few.sample]
+    longest = max(len(example.input_ids) for example in whole.sample)
+    assert len(lengths) == 40 and lengths[0] == longest
+    # From beginning to end, not the first ones.
+    order = {id_: number for number, id_ in enumerate(map(repr, whole.sample))}
+    places = [order[repr(example)] for example in few.sample]
+    assert max(places) > 0.8 * whole.rendered and min(places) < 0.2 * whole.rendered
 
 
 def test_steps_are_counted_as_trainer_does():

@@ -160,6 +160,25 @@ def test_resume_continues_exactly_and_merges(shop, model, tmp_path, training, ca
     )
 
 
+def test_a_plan_is_what_then_happens(shop, model, tmp_path, capsys, monkeypatch):
+    flags = ["--num_train_epochs", 2, "--valid_cases", 0, "--report_cases", 20, "--training", "full"]
+    run_refresh(shop, model, tmp_path / "out", *flags, "--plan", "true")
+    text = capsys.readouterr().out
+    figures = json.loads(text.strip().splitlines()[-1])
+    assert text.startswith("Plan of sft.refresh") and not (tmp_path / "out").exists()
+    run_refresh(shop, model, tmp_path / "out", *flags[:-3], 0, *flags[-2:], "--plan", "true")
+    unasked = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    assert unasked["flops"] < figures["flops"], "what is asked before and after costs something"
+    run_refresh(shop, model, tmp_path / "out", *flags)
+    summary = json.loads((tmp_path / "out" / "manifest.json").read_text())["summary"]
+    assert (figures["steps"], figures["rows"]) == (summary["steps"], summary["rows"])
+    launch = tmp_path / "launch.yaml"
+    launch.write_text("distributed_type: FSDP\nnum_processes: 2\nfsdp_config: {fsdp_version: 2}\n")
+    monkeypatch.setenv("ACCELERATE_CONFIG_FILE", str(launch))
+    with pytest.raises(InputError, match="report_cases: 20 cannot be ranked under fsdp2"):
+        run_refresh(shop, model, tmp_path / "other", *flags, "--plan", "true")
+
+
 def test_the_first_figures_are_those_of_the_model(shop, model, tmp_path):
     """Nothing but the learning rate stands between the merged weights and the refreshed ones."""
     run_refresh(shop, model, tmp_path / "run", "--max_steps", 1, "--learning_rate", 0, "--training", "full")
