@@ -157,7 +157,14 @@ class Intents:
 
     def write(self, directory: Path) -> None:
         """The table as `INTENTS_FILE`, inside an artefact the caller is writing."""
-        pq.write_table(self.table, directory / INTENTS_FILE, compression="zstd")
+        write_parts([self], directory)
+
+
+def write_parts(parts: Iterable[Intents], directory: Path) -> None:
+    """`Intents.write` for more than memory holds: each part is written before the next is asked for."""
+    with pq.ParquetWriter(directory / INTENTS_FILE, SCHEMA, compression="zstd") as writer:
+        for part in parts:
+            writer.write_table(part.table)
 
 
 def read_row(line: str, label: str, catalog: Catalog) -> dict[str, Any]:

@@ -40,9 +40,7 @@ def check_wanted(wanted: Any, label: str) -> None:
                 raise InputError(f"{label}.{key} is {value!r}; expected a number")
             continue
         texts = value if key in LISTS else [value]
-        if not isinstance(texts, list) or not all(
-            isinstance(text, str) and words_of(text) != ("",) for text in texts
-        ):
+        if not isinstance(texts, list) or not all(isinstance(text, str) and words_of(text) for text in texts):
             raise InputError(f"{label}.{key} is {value!r}; expected {'texts' if key in LISTS else 'a text'}")
 
 

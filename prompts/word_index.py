@@ -3,94 +3,88 @@
 "12 Fl. Ounces" is "12oz". "fragrance-free" and "no fragrance" do not hold the word "fragrance": both are
 words of their own, so that asking for a thing never finds its absence.
 
-Legend: N texts, T tokens of all texts in order, V distinct tokens.
+Legend: N texts, T words of all texts in order, V distinct words.
 """
 
+import re
+from array import array
 from collections.abc import Iterable
 from functools import lru_cache
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 
-# What a number is read together with. Spellings follow in `_REWRITES`, after plurals are gone.
+_APOSTROPHES = str.maketrans("", "", "'’`")
 _UNITS = "ounce|oz|inch|pound|lb|gram|g|kg|mm|cm|ml|liter|l|ft|pack|piece|pc|count|ct|volt|v|watt|w"
-_REWRITES = [
-    (r"['’`]", ""),
-    (r"(\d)[.,](\d)", r"\1_\2"),
-    (rf"(\d)[\s-]*(?:fluid |fl\.? ?)?((?:{_UNITS})(?:s|es)?)\b", r"\1\2"),
-    (r"[^\p{L}\p{N}_\n]+", " "),
-    (r"\n", " \n "),
-    # Plurals, as Harman's "s" stemmer has them (How effective is suffixing?, JASIS 1991), "es" after a hiss.
-    (r"([a-z]{2})ies\b", r"\1y"),
-    (r"(ss|x|zz|ch|sh|inch)es\b", r"\1"),
-    (r"([^\Wus])s\b", r"\1"),
-    (r"(\d)ounce\b", r"\1oz"),
-    (r"(\d)pound\b", r"\1lb"),
-    (r"(\d)gram\b", r"\1g"),
-    (r"(\d)(?:piece|count|ct)\b", r"\1pc"),
-    (r"\b(?:free of|free from|no|non|without) (\w+)", r"no-\1"),
-    (r"(\w+) free\b", r"\1-free"),
-    (r" +", " "),
-    (r"^ ", ""),
-    (r" $", ""),
-]
+_MEASURE = re.compile(rf"(\d)[\s-]*(?:fluid |fl\.? ?)?((?:{_UNITS})(?:s|es)?)\b")
+# A line's end is a word: it keeps phrases from reaching over it.
+_WORD = re.compile(r"\n|\d+(?:[.,]\d+)+[^\W_]*|[^\W_]+")
+_PLURAL_OF_HISS = re.compile(r"(?:ss|x|zz|ch|sh)es")
+_UNIT_SPELLINGS = {"ounce": "oz", "pound": "lb", "gram": "g", "piece": "pc", "count": "pc", "ct": "pc"}
+_NEGATIONS = frozenset(("no", "non", "without"))
+_FREE_OF = (("free", "of"), ("free", "from"))
 
 
-def normal_texts(texts: pa.Array) -> pa.Array:
-    """Texts as the words that are compared, between single spaces; a line's end is a word of its own.
+def words_of(text: str) -> list[str]:
+    """The words of a text in the form in which they are compared."""
+    text = text.lower().translate(_APOSTROPHES)
+    words = [_singular(word) for word in _WORD.findall(_MEASURE.sub(r"\1\2", text))]
+    if "free" in words or not _NEGATIONS.isdisjoint(words):
+        words = _with_absences(words)
+    return words
 
-    Args:
-        texts: string [N].
+
+@lru_cache(maxsize=1 << 20)
+def _singular(word: str) -> str:
+    """Without the plural, after Harman's "s" stemmer (How effective is suffixing?, JASIS 1991), and with one
+    spelling of a unit behind a number.
     """
-    texts = pc.utf8_lower(texts.cast(pa.large_string()))
-    for pattern, replacement in _REWRITES:
-        texts = pc.replace_substring_regex(texts, pattern=pattern, replacement=replacement)
-    return texts
+    if len(word) > 4 and word.endswith("ies"):
+        word = word[:-3] + "y"
+    elif _PLURAL_OF_HISS.search(word, max(0, len(word) - 4)):
+        word = word[:-2]
+    elif len(word) > 2 and word.endswith("s") and word[-2] not in "us":
+        word = word[:-1]
+    if word[0].isdigit():
+        number = word.rstrip("abcdefghijklmnopqrstuvwxyz")
+        return number + _UNIT_SPELLINGS.get(word[len(number) :], word[len(number) :])
+    return word
 
 
-@lru_cache(maxsize=1 << 16)
-def words_of(phrase: str) -> tuple[str, ...]:
-    """The words of one phrase in that form."""
-    return tuple(normal_texts(pa.array([phrase]))[0].as_py().split(" "))
+def _with_absences(words: list[str]) -> list[str]:
+    """One word for what is said to be absent: "no-dye" of "free of dyes", "dye-free" of "dye free"."""
+    joined: list[str] = []
+    place = 0
+    while place < len(words):
+        size = 1 if words[place] in _NEGATIONS else 2 if tuple(words[place : place + 2]) in _FREE_OF else 0
+        if size and place + size < len(words):
+            joined.append(f"no-{words[place + size]}")
+            place += size
+        elif words[place] == "free" and joined and joined[-1] != "\n":
+            joined[-1] += "-free"
+        else:
+            joined.append(words[place])
+        place += 1
+    return joined
 
 
 class WordIndex:
-    """Positions of every word in N texts: 12 bytes a word, and the distinct words.
+    """Positions of every word in N texts: 12 bytes a word, and the distinct words. Texts are read once."""
 
-    Args:
-        texts: in order; read once, in batches.
-    """
-
-    def __init__(self, texts: Iterable[str], batch: int = 1 << 15) -> None:
+    def __init__(self, texts: Iterable[str]) -> None:
         self._id_of: dict[str, int] = {}
-        ids: list[np.ndarray] = []
-        lengths: list[np.ndarray] = []
-        held: list[str] = []
+        ids, lengths = array("i"), array("q")
+        id_of = self._id_of
         for text in texts:
-            held.append(text)
-            if len(held) == batch:
-                self._add(held, ids, lengths)
-                held = []
-        self._add(held, ids, lengths)
-        length_N = np.concatenate(lengths)
-        self.ids_T = np.concatenate(ids)
+            words = words_of(text)
+            ids.extend([id_of.setdefault(word, len(id_of)) for word in words])
+            lengths.append(len(words))
+        self.ids_T = np.frombuffer(ids, dtype=np.int32) if ids else np.empty(0, np.int32)
+        length_N = np.array(lengths, dtype=np.int64)
         self.starts_N1 = np.concatenate([[0], np.cumsum(length_N)])
         self._row_T = np.repeat(np.arange(len(length_N), dtype=np.int32), length_N)
-        self._order_T = np.argsort(self.ids_T, kind="stable").astype(
-            np.int32 if len(self.ids_T) < 1 << 31 else np.int64
-        )
-        self._starts_V1 = np.searchsorted(self.ids_T[self._order_T], np.arange(len(self._id_of) + 1))
-
-    def _add(self, texts: list[str], ids: list[np.ndarray], lengths: list[np.ndarray]) -> None:
-        words = pc.split_pattern(normal_texts(pa.array(texts, pa.string())), " ")
-        lengths.append(pc.list_value_length(words).to_numpy())
-        coded = pc.list_flatten(words).dictionary_encode()
-        known = [self._id_of.setdefault(word, len(self._id_of)) for word in coded.dictionary.to_pylist()]
-        ids.append(np.array(known, dtype=np.int32)[coded.indices.to_numpy()])
-
-    def __len__(self) -> int:
-        return len(self.starts_N1) - 1
+        order = np.argsort(self.ids_T, kind="stable")
+        self._order_T = order.astype(np.int32) if len(order) < 1 << 31 else order
+        self._starts_V1 = np.concatenate([[0], np.cumsum(np.bincount(self.ids_T, minlength=len(id_of)))])
 
     def rows(self, phrase: str) -> np.ndarray:
         """Texts that hold the phrase, ascending, each once, int32."""
@@ -122,6 +116,6 @@ class WordIndex:
 
     @lru_cache(maxsize=1 << 16)  # noqa: B019 (an index lives as long as the process that needs it)
     def _ids(self, phrase: str) -> tuple[int, ...] | None:
-        """Ids of the phrase's words; None when one of them is in no text."""
+        """Ids of the phrase's words; None when it has none, or one that is in no text."""
         ids = tuple(self._id_of.get(word, -1) for word in words_of(phrase))
-        return None if -1 in ids else ids
+        return None if not ids or -1 in ids else ids

@@ -1,11 +1,13 @@
 """Requests composed from what is true of an item, and what they ask for as data.
 
-A request draws some of an item's traits, a bound on its price, its brand, or something siblings have and it
-has not, and says them in one of many forms: "a waterproof mascara under 10 dollars, not brown". Every
-constraint is checked against the item before it is said.
+A request says what the item is and then draws traits, brand and price until it would leave few items of its
+kind, now and then something that a sibling has and the item has not: "a waterproof mascara under 10 dollars,
+not brown". Every constraint is checked against the item before it is said.
 """
 
+import math
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,29 +15,27 @@ import numpy as np
 from prompts.intents import Intent, IntentSplit
 from prompts.wanted import Shelf
 from sft.intents.facts import CatalogFacts, ItemFacts, Trait
-from sft.intents.titles import COLOURS, plural_of
+from sft.intents.grammar import Said, noun_phrase, pick, sentence
+from sft.intents.lexicon import describes_by_form
+from sft.intents.titles import article, plural_of
 
 _STEPS = (1, 2, 5, 10, 20, 25, 50, 100, 200, 500, 1000, 2000, 5000)
 _MOST_SIBLINGS_ASKED = 12
-_ASKED_FOR_ONE = (
-    "{a}",
-    "{a}, please",
-    "I am looking for {a}.",
-    "I need {a}.",
-    "can you find me {a}?",
-    "do you have {a}?",
-    "find me {a}",
-    "{a} would be nice",
-    "looking for {a}",
+_MOST_SAID = 4  # traits, brand, price and names in one request
+_GOALS = (1, 2, 5, 15, 40)  # how many items a request may be expected to leave
+_UNDER = (
+    "under {} dollars",
+    "for less than {} dollars",
+    "below ${}",
+    "under ${}",
+    "for under {}",
+    "less than ${}",
 )
-_ASKED_FOR_SOME = (
-    "{some}",
-    "show me {some}",
-    "which {some} do you have?",
-    "any good {some}?",
-    "{some}, please",
-    "I want to see {some}.",
-)
+_UP_TO = ("for {} dollars at most", "up to ${}", "for up to {} dollars", "for max ${}")
+_OVER = ("over {} dollars", "for more than ${}", "above {} dollars")
+_BETWEEN = ("between {} and {} dollars", "for ${} to ${}", "from {} to {} dollars")
+_CHEAP = ("cheap", "inexpensive", "affordable", "low-priced")
+_DEAR = ("high-end", "upmarket", "expensive")
 
 
 class RequestWriter:
@@ -49,152 +49,184 @@ class RequestWriter:
         self.facts = facts
         self.shelf = shelf
 
-    def requests(self, item: int, count: int, rng: np.random.Generator) -> Iterator[tuple[str, dict]]:
-        """Up to `count` different requests for an item, each with its constraints."""
+    def requests(
+        self, item: int, count: int, rng: np.random.Generator, held_out: float = 0.0
+    ) -> Iterator[Intent]:
+        """Up to `count` different requests for an item, each with its constraints.
+
+        Args:
+            held_out: share of them that goes to valid, and as much to test. Half of those are said in a frame
+                that train's requests never use.
+        """
         told: set[str] = set()
         for _ in range(2 * count):
-            found = self.request(item, rng)
-            if found is not None and found[0] not in told:
-                told.add(found[0])
-                yield found
+            split = drawn_split(rng, held_out)
+            found = self.request(item, rng, held_out_frame=split != "train" and bool(rng.random() < 0.5))
+            if found is not None and found[0].lower() not in told:
+                told.add(found[0].lower())
+                yield Intent("query", (found[0],), item, split=split, wanted=found[1])
             if len(told) == count:
                 return
 
     def request(
-        self, item: int, rng: np.random.Generator, most_traits: int = 3, plain: bool = False
+        self, item: int, rng: np.random.Generator, held_out_frame: bool = False
     ) -> tuple[str, dict[str, Any]] | None:
-        """One request and its constraints; None where the item has no words, or they were not true of it.
-
-        Args:
-            most_traits: traits to say at most.
-            plain: no price, brand or exclusion: how a conversation begins.
-        """
+        """One request and its constraints; None where the item has no words, or they are not true of it."""
         facts = self.facts.items[item]
-        if not facts.thing:
-            return self._by_keywords(item, facts, rng)
-        wanted: dict[str, Any] = {"words": []}
+        wanted = self.thing_wanted(facts)
+        said = self._drawn(item, facts, wanted, rng)
+        silent = not (facts.thing or said.names or said.brand)
+        if silent or not self.shelf.holds(item, wanted):
+            return None
+        if facts.thing and rng.random() < 0.25:
+            unwanted = self._unwanted(item, wanted, rng)
+            said = replace(said, unwanted=unwanted)
+        return sentence(said, rng, held_out_frame), wanted
+
+    def opening(self, item: int, rng: np.random.Generator) -> tuple[str, dict[str, Any]] | None:
+        """How a conversation begins: the thing and one trait at most, so that siblings fit as well."""
+        facts = self.facts.items[item]
+        spoken = [trait for trait in facts.traits if trait.role in ("before", "colour", "for")]
+        traits = [spoken[int(rng.integers(len(spoken)))]] if spoken and rng.random() < 0.4 else []
+        wanted = self.thing_wanted(facts)
+        add(wanted, "words", *(trait.words for trait in traits))
+        if not facts.thing or not self.shelf.holds(item, wanted):
+            return None
+        return sentence(Said(facts, traits), rng, held_out=False), wanted
+
+    def phrase(self, facts: ItemFacts, traits: list[Trait], rng: np.random.Generator) -> str:
+        """The thing with these traits and its article: "a red tent"."""
+        return facts.named(noun_phrase(Said(facts, traits), rng))
+
+    # -- what is said --
+
+    def thing_wanted(self, facts: ItemFacts) -> dict[str, Any]:
+        """What asking for the thing alone asks for."""
         if facts.category:
-            wanted["category"] = facts.category
-        else:
-            wanted["words"].append(facts.thing)
-        traits = self._drawn_traits(facts, rng, most_traits)
-        wanted["words"] += [trait.words for trait in traits]
-        maker, ending = "", ""
-        if not plain:
-            if facts.brand and rng.random() < 0.25:
-                maker = facts.brand
-                if facts.brand_given:
-                    wanted["brand"] = facts.brand
+            return {"category": facts.category}
+        return {"words": [facts.thing]} if facts.thing else {}
+
+    def _drawn(self, item: int, facts: ItemFacts, wanted: dict[str, Any], rng: np.random.Generator) -> Said:
+        """What to say; `wanted` is filled with what that asks for."""
+        siblings = self.facts.num_siblings(facts)
+        expected, goal = float(siblings), _GOALS[int(rng.integers(len(_GOALS)))]
+        names = facts.names[:2] if facts.thing else facts.names
+        options: list[tuple[str, Any]] = [("trait", trait) for trait in facts.traits]
+        options += [("brand", facts.brand)] if facts.brand else []
+        options += [("name", name) for name in names]
+        options += [("price", None)] if facts.thing else []
+        traits, called, brand, before, price = [], [], "", "", ""
+        for number in rng.permutation(len(options))[:_MOST_SAID].tolist():
+            what, option = options[number]
+            if what == "price":
+                before, price = self._price(item, wanted, rng)
+                expected *= 0.5 if before or price else 1.0
+            elif what == "trait":
+                traits.append((number, option))
+                add(wanted, "words", option.words)
+                expected *= self.facts.share(facts, option.words)
+            else:
+                if what == "name":
+                    called.append((number, option))
                 else:
-                    wanted["words"].append(facts.brand)
-            ending = self._price_phrase(item, wanted, rng) if rng.random() < 0.4 else ""
-            if rng.random() < 0.25:
-                ending += self._exclusion(item, wanted, rng)
-        if not wanted["words"]:
-            del wanted["words"]
-        if not self.shelf.holds(item, wanted):
-            return None
-        return self._said(facts, traits, maker, ending, rng), wanted
+                    brand = option
+                if what == "brand" and facts.brand_given:
+                    wanted["brand"] = brand
+                else:
+                    add(wanted, "words", option)
+                expected *= self.facts.share(facts, option)
+            # What cannot be named takes two things at least that are remembered of it.
+            if expected <= goal and (facts.thing or len(traits) + len(called) + bool(brand) > 1):
+                break
+        ordered = [option for _, option in sorted(traits)]
+        return Said(facts, ordered, before, brand, price, "", [name for _, name in sorted(called)])
 
-    def _drawn_traits(self, facts: ItemFacts, rng: np.random.Generator, most: int) -> list[Trait]:
-        most = min(most, len(facts.traits))
-        count = int(rng.integers(0, most + 1)) if most else 0
-        chosen = sorted(rng.choice(len(facts.traits), count, replace=False)) if count else []
-        return [facts.traits[number] for number in chosen]
-
-    def _by_keywords(
-        self, item: int, facts: ItemFacts, rng: np.random.Generator
-    ) -> tuple[str, dict[str, Any]] | None:
-        """What people type who know a few words of a title."""
-        words = facts.keywords
-        if not words:
-            return None
-        count = int(rng.integers(1, min(4, len(words)) + 1))
-        chosen = [words[number] for number in sorted(rng.choice(len(words), count, replace=False))]
-        wanted = {"words": chosen}
-        return (" ".join(chosen), wanted) if self.shelf.holds(item, wanted) else None
-
-    def _price_phrase(self, item: int, wanted: dict[str, Any], rng: np.random.Generator) -> str:
-        """A true bound on the price, as a phrase behind the thing; empty for an item without one."""
+    def _price(self, item: int, wanted: dict[str, Any], rng: np.random.Generator) -> tuple[str, str]:
+        """A true bound on the price: (words before the thing, words behind it), empty where there is none."""
         price = float(self.facts.prices_N[item])
         if np.isnan(price) or price <= 0:
-            return ""
+            return "", ""
         levels = self.facts.price_levels.get(self.facts.items[item].kind)
-        if levels and price <= levels[0] and rng.random() < 0.3:
+        draw = rng.random()
+        if levels and price <= levels[0] and draw < 0.3:
             wanted["max_price"] = levels[0]
-            return ", as cheap as it gets" if rng.random() < 0.3 else ", something cheap"
+            return pick(_CHEAP, rng), ""
+        if levels and price >= levels[1] and draw < 0.2:
+            wanted["min_price"] = levels[1]
+            return pick(_DEAR, rng), ""
         step = next(step for step in _STEPS if step * 20 >= price or step == _STEPS[-1])
-        above = (int(price // step) + 1 + int(rng.integers(0, 3))) * step
-        below = int(price // step) * step
+        below = math.floor(price / step) * step
+        above = below + step * (1 + int(rng.integers(0, 3)))
+        if below and price > below and draw > 0.85:
+            wanted["min_price"], wanted["max_price"] = below, above
+            return "", pick(_BETWEEN, rng).format(below, above)
+        if below and price > below and draw > 0.75:
+            wanted["min_price"] = round(below + 0.01, 2)
+            return "", pick(_OVER, rng).format(below)
+        if draw > 0.6:
+            wanted["max_price"] = above
+            return "", pick(_UP_TO, rng).format(above)
         wanted["max_price"] = round(above - 0.01, 2)  # "under 10 dollars" leaves 10 dollars out
-        if below > 0 and price > below and rng.random() < 0.25:
-            wanted["min_price"] = float(below)
-            wanted["max_price"] = float(above)
-            return f" between {below} and {above} dollars"
-        forms = (" under {} dollars", " for less than {} dollars", " below ${}", " under ${}", ", max ${}")
-        form = forms[int(rng.integers(len(forms)))]
-        if "max" in form:
-            wanted["max_price"] = float(above)
-        return form.format(above)
+        return "", pick(_UNDER, rng).format(above)
 
-    def _exclusion(self, item: int, wanted: dict[str, Any], rng: np.random.Generator) -> str:
-        """Something a sibling has and this item has not; empty where the siblings asked tell nothing."""
+    def _unwanted(self, item: int, wanted: dict[str, Any], rng: np.random.Generator) -> str:
+        """Words for something that an item which fits so far has and this one has not; empty where the
+        siblings asked tell nothing. `wanted` is filled.
+        """
         own = self.facts.items[item]
-        siblings = self.facts.siblings.get(own.kind, ())
-        for sibling in rng.permutation(siblings)[:_MOST_SIBLINGS_ASKED] if len(siblings) > 1 else ():
-            other = self.facts.items[int(sibling)]
-            if own.brand_given and other.brand_given and other.brand != own.brand and rng.random() < 0.4:
-                if "brand" in wanted or not other.brand:
-                    continue
+        for sibling in self.some_siblings(item, rng):
+            if not self.shelf.holds(sibling, wanted):
+                continue
+            other = self.facts.items[sibling]
+            brands = own.brand_given and other.brand_given and other.brand.lower() != own.brand.lower()
+            if brands and "brand" not in wanted and rng.random() < 0.4:
                 wanted["not_brand"] = [other.brand]
-                return (", but not from {}", ", not {}", ", anything but {}")[int(rng.integers(3))].format(
-                    other.brand
-                )
-            lacking = [trait for trait in other.traits if trait.role in ("before", "colour", "with")]
-            lacking = [trait for trait in lacking if not self.shelf.words.holds(item, trait.words)]
-            if any(word in COLOURS for word in wanted["words"]):  # who wants red need not say "not blue"
-                lacking = [trait for trait in lacking if trait.role != "colour"]
+                return pick(("not from {}", "not {}", "no {}"), rng).format(other.brand)
+            lacking = self.lacking(other, item)
             if lacking:
                 trait = lacking[int(rng.integers(len(lacking)))]
                 wanted["not_words"] = [trait.words]
-                form = (", without {}", ", no {}") if trait.role == "with" else (", not {}", ", but not {}")
-                return form[int(rng.integers(2))].format(trait.words)
+                return without(own, trait, rng)
         return ""
 
-    def _said(
-        self, facts: ItemFacts, traits: list[Trait], maker: str, ending: str, rng: np.random.Generator
-    ) -> str:
-        by_role: dict[str, list[str]] = {}
-        for trait in traits:
-            by_role.setdefault(trait.role, []).append(trait.words)
-        front = " ".join([*by_role.get("before", ()), *by_role.get("colour", ())])
-        back = "".join(
-            f" {role} {' and '.join(by_role.get(role, ()))}" for role in ("for", "with") if role in by_role
-        )
-        back += "".join(f", {words}" for words in (*by_role.get("size", ()), *by_role.get("pack", ())))
-        if maker:
-            if rng.random() < 0.5:
-                front = f"{maker} {front}".strip()
-            else:
-                back = f"{(' by ', ' from ')[int(rng.integers(2))]}{maker}{back}"
-        forms = _ASKED_FOR_SOME if facts.plural or rng.random() < 0.3 else _ASKED_FOR_ONE
-        if ending:  # "..., not brown" ends a sentence
-            forms = tuple(form for form in forms if form.rstrip(".?").endswith("}"))
-        form = forms[int(rng.integers(len(forms)))]
-        one = f"{front} {facts.thing}".strip()
-        some = f"{front} {plural_of(facts.thing)}".strip()
-        terse = rng.random() < 0.25
-        text = f"{one}{back}{ending}" if terse else form.format(
-            a=f"{facts.named(one)}{back}{ending}", some=f"{some}{back}{ending}"
-        )  # fmt: skip
-        return text.lower() if rng.random() < 0.3 else text
+    def some_siblings(self, item: int, rng: np.random.Generator) -> list[int]:
+        """A few other items of its kind on the shelf, in random order."""
+        siblings = self.facts.siblings.get(self.facts.items[item].kind)
+        if siblings is None:
+            return []
+        drawn = siblings[rng.integers(0, len(siblings), _MOST_SIBLINGS_ASKED)]
+        return [
+            other for other in dict.fromkeys(drawn.tolist()) if other != item and self.shelf.live_N[other]
+        ]
+
+    def lacking(self, other: ItemFacts, item: int) -> list[Trait]:
+        """Traits of another item that this one's texts know nothing of."""
+        return [
+            trait
+            for trait in other.traits
+            if trait.role in ("before", "colour", "with") and not self.shelf.words.holds(item, trait.words)
+        ]
+
+
+def without(facts: ItemFacts, trait: Trait, rng: np.random.Generator) -> str:
+    """That a thing lacks a trait: "not red", "without aloe", "not a gel cleanser"."""
+    if trait.role == "with":
+        return pick(("without {}", "no {}"), rng).format(trait.words)
+    if trait.role == "colour" or describes_by_form(trait.words):
+        return f"not {trait.words}"
+    if facts.plural:
+        return f"no {trait.words} {facts.thing}"
+    one = f"{trait.words} {facts.thing}"
+    return pick((f"not {article(one)} {one}", f"no {trait.words} {plural_of(facts.thing)}"), rng)
+
+
+def add(wanted: dict[str, Any], key: str, *words: str) -> None:
+    """Put words into a list of constraints, each once."""
+    if words:
+        wanted[key] = list(dict.fromkeys([*wanted.get(key, ()), *words]))
 
 
 def drawn_split(rng: np.random.Generator, held_out: float) -> IntentSplit:
     """Which split a request goes to: `held_out` of all to valid, and as many to test."""
     draw = rng.random()
     return "valid" if draw < held_out else "test" if draw < 2 * held_out else "train"
-
-
-def query(item: int, text: str, wanted: dict[str, Any], split: IntentSplit) -> Intent:
-    return Intent("query", (text,), item, split=split, wanted=wanted)

@@ -10,8 +10,9 @@ from functools import lru_cache
 
 from prompts.word_index import words_of
 
-_SEPARATOR = re.compile(r"\s[-–—|:~+*]+\s|[,;()\[\]/\"“”|®™•]+|[.!?:](?=\s|$)")
-_WORD = re.compile(r"[^\W_]+(?:[.'’/-][^\W_]+)*%?")
+# A full stop ends a part behind a word of three letters: "St. Ives" and "No. 5" go on.
+_SEPARATOR = re.compile(r"\s[-–—|:~+*]+\s|[,;()\[\]\"“”|®™•★]+|(?<=\w\w\w)[.!?:](?=\s|$)")
+_WORD = re.compile(r"[^\W_]+(?:[.'’/-][^\W_]+)*%?|&")
 _WITH = re.compile(r"\bw/", re.IGNORECASE)
 _MEASURE = re.compile(
     r"(?<![\w.,/-])(\d+(?:\.\d+)?)[\s-]?"
@@ -21,12 +22,19 @@ _MEASURE = re.compile(
 _PACK = re.compile(r"\b(pack|set|box|case) of (\d+)\b", re.IGNORECASE)
 
 PREPOSITIONS = frozenset("for with of in by from to and or & on at without as plus".split())
+# These may stand inside a phrase: "for dry and damaged hair".
+JOINING = frozenset(("and", "or", "to", "&"))
 # What follows these describes the thing: "for dry hair", "with aloe".
 DESCRIBING = ("for", "with")
 COLOURS = frozenset(
     "red blue green black white grey gray yellow orange purple pink brown beige silver gold teal "
     "turquoise violet navy burgundy coral ivory bronze copper lavender magenta maroon mint peach plum "
-    "rose lilac khaki olive charcoal amber blonde blond brunette nude".split()
+    "rose lilac khaki olive charcoal amber blonde blond brunette nude clear transparent".split()
+)
+# Scents and metals as well: nothing comes "in lavender" for certain.
+AMBIGUOUS_COLOURS = frozenset(
+    "lavender mint peach plum rose lilac olive amber coral charcoal nude ivory gold silver copper bronze "
+    "clear transparent".split()
 )
 # Never what a thing is called, nor a word that describes it alone.
 _UNITS = frozenset(
@@ -37,14 +45,17 @@ _UNITS = frozenset(
 _GLUE = frozenset(
     "a an the all any this that your our my his her its it you we they is are be can will not no new "
     "sale free shipping shade color colour colors colours style type types use used using one two "
-    "three assorted original professional brand genuine bonus gift best great good more most other up "
-    "out me us uk usa american version model made quality premium high low deluxe super ultra each "
-    "same such than into over".split()
+    "three assorted original professional brand collection foods smart value genuine bonus gift best "
+    "great good more most other up out me us uk usa american version model made quality premium high "
+    "low deluxe super ultra each same such than into over per items package twin grade edition project "
+    "surface safety extra pump bottle container containers capacity professionals cosmetics naturals "
+    "features feature includes included".split()
 )
 NEVER_ALONE = (
     _UNITS | _GLUE | PREPOSITIONS | {"pro", "plus", "medium", "light", "dark", "large", "small", "mini"}
 )
 _NO_PLURAL = frozenset("lens gas canvas chassis series species bias atlas iris plus".split())
+_UNCOUNTED = frozenset("tubing caulk hair makeup paper grease yeast putty cement toothpaste wire".split())
 _ALWAYS_PLURAL = frozenset(
     "scissors tweezers pliers glasses goggles tongs clippers shears pants jeans shorts".split()
 )
@@ -59,7 +70,7 @@ def segments(text: str) -> list[list[str]]:
 @lru_cache(maxsize=1 << 18)
 def key(word: str) -> str:
     """What two spellings of a word have in common: case and plural are gone."""
-    return " ".join(words_of(word))
+    return " ".join(words_of(word)) or word
 
 
 def is_plural(word: str) -> bool:
@@ -67,9 +78,15 @@ def is_plural(word: str) -> bool:
     return low in _ALWAYS_PLURAL or (low.endswith("s") and key(low) != low and low not in _NO_PLURAL)
 
 
+def is_uncounted(word: str) -> bool:
+    """Whether there is "some" of it, and no two of it."""
+    return word.lower() in _UNCOUNTED
+
+
 def plural_of(thing: str) -> str:
     """The last word in the plural: "nail polish" -> "nail polishes"."""
-    if is_plural(thing.rsplit(" ", 1)[-1]):
+    last = thing.rsplit(" ", 1)[-1]
+    if is_plural(last) or is_uncounted(last):
         return thing
     if re.search(r"[^aeiou]y$", thing):
         return thing[:-1] + "ies"
@@ -79,7 +96,7 @@ def plural_of(thing: str) -> str:
 def article(phrase: str) -> str:
     """ "a" or "an", by how the first word sounds."""
     first = phrase.split(" ", 1)[0].lower()
-    if re.match(r"(?:8|11|18)(?:\D|$)|8\d", first):
+    if re.match(r"(?:8|11|18)(?:\D|$)|8\d|l[ec]d\b", first):
         return "an"
     if re.match(r"u(?:ni|s[aeb]|v|r[aeiou]|t[aeiou]|se)|eu|one|\d", first):
         return "a"
@@ -98,7 +115,7 @@ def measures(title: str) -> list[str]:
     """Sizes the title states, as one would say them: "12 oz", "1.75 mm"."""
     found = []
     for number, unit in _MEASURE.findall(title):
-        unit = re.sub(r"^(?:fl|fluid)\W*", "", unit.lower())
+        unit = re.sub(r"^(?:fluid|fl)\W*", "", unit.lower())
         unit = {"ounces": "oz", "ounce": "oz", "lbs": "lb", "watts": "watt"}.get(unit, unit)
         found.append(f"{number} {unit}")
     return found

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from prompts.intents import KIND, SCHEMA, Intent, Intents
+from prompts.intents import INTENTS_FILE, KIND, SCHEMA, Intent, Intents, write_parts
 from sid_builder.artifact import writing
 from sid_builder.catalog import Catalog
 from sid_builder.errors import InputError
@@ -19,10 +19,14 @@ INTENTS = [
 
 def test_an_artefact_gives_back_what_was_written(tmp_path):
     with writing(tmp_path / "intents", KIND) as artifact:
-        Intents.of(INTENTS, CATALOG).write(artifact.path)
+        write_parts((Intents.of([intent], CATALOG) for intent in INTENTS), artifact.path)
     loaded = Intents.load(tmp_path / "intents", CATALOG)
     assert list(loaded) == INTENTS and loaded.table.schema.equals(SCHEMA)
     assert list(loaded.select(["intention", "preference"], "valid")) == INTENTS[1:2]
+    with writing(tmp_path / "none", KIND) as artifact:
+        write_parts([], artifact.path)
+    assert not len(Intents.load(tmp_path / "none", CATALOG))
+    assert (tmp_path / "none" / INTENTS_FILE).is_file()
 
 
 def test_items_outlive_their_indices(tmp_path):

@@ -77,7 +77,7 @@ def test_what_is_off_the_shelf_fits_nothing():
     ("text", "words"),
     [
         ("L'Oréal Paris women's", "loréal pari women"),
-        ("8-Ounces 0.5-Fluid Ounce 7.25 oz. Jar", "8oz 0_5oz 7_25oz jar"),
+        ("8-Ounces 0.5-Fluid Ounce 7.25 oz. Jar", "8oz 0.5oz 7.25oz jar"),
         ("brushes glasses accessories sizes dress lens", "brush glass accessory size dress len"),
         ("(Pack of 3) 50 count", "pack of 3 50pc"),
         ("no parabens, free of dyes; without alcohol", "no-paraben no-dye no-alcohol"),
@@ -89,7 +89,7 @@ def test_what_is_off_the_shelf_fits_nothing():
     ],
 )
 def test_words_are_compared_in_one_form(text, words):
-    assert words_of(text) == tuple(words.split(" "))
+    assert words_of(text) == (words.split(" ") if words else [])
 
 
 def test_the_index_finds_what_reading_finds():
@@ -102,7 +102,7 @@ def test_the_index_finds_what_reading_finds():
             expected = [row for row, text in enumerate(texts) if f" {phrase} " in f" {text} "]
             assert index.rows(phrase).tolist() == expected
             assert [row for row in range(len(texts)) if index.holds(row, phrase)] == expected
-    assert not len(index.rows("e")) and not index.holds(0, "a e")
+    assert not len(index.rows("e")) and not index.holds(0, "a e") and not len(index.rows("--"))
     assert not len(WordIndex([]).rows("a")) and not len(WordIndex(["", ""]).rows("a"))
 
 

@@ -1,7 +1,9 @@
 """Intents composed from a catalogue: true of their items, held out honestly, never of valid or test."""
 
 import dataclasses
+import gzip
 import json
+from collections import Counter
 
 import numpy as np
 import pyarrow as pa
@@ -10,11 +12,13 @@ import pytest
 from prompts.intents import Intents
 from prompts.wanted import Shelf, fitting
 from sft import compose_intents
+from sft.intents import grammar, requests
 from sft.intents.facts import CatalogFacts
 from sft.intents.refinements import conversation
 from sft.intents.requests import RequestWriter
 from sft.intents.reviews import TrainPairs, review_requests
 from sft.intents.tastes import intentions, newest_cases, preferences
+from sid_builder.artifact import open_artifact
 from sid_builder.catalog import Catalog
 from sid_builder.errors import InputError
 from sid_builder.interactions import Interactions
@@ -54,23 +58,57 @@ def compose(sids, output_dir, *flags) -> Intents:
 def test_every_request_is_true_of_its_item_and_of_nothing_it_excludes(shop, writer):
     catalog = shop[0].catalog
     fits, prices = fitting(catalog), catalog.table["price"].to_numpy()
-    seen: dict[str, int] = {}
+    columns = [catalog.table[name].to_pylist() for name in ("title", "description")]
+    texts = np.array([" ".join(both).lower() for both in zip(*columns, strict=True)])
+    seen: Counter[str] = Counter()
     for item in range(catalog.num_items):
         found = list(writer.requests(item, 6, np.random.default_rng(item)))
-        assert len({text for text, _ in found}) == len(found) > 3
-        for text, wanted in found:
+        assert len({intent.text.lower() for intent in found}) == len(found) > 3
+        for intent in found:
+            text, wanted = intent.text.lower(), intent.wanted
             mask_N = fits(wanted)
-            assert mask_N[item], (text, wanted)
+            assert mask_N[item] and intent.item == item, (text, wanted)
+            seen.update(list(wanted))
             if "max_price" in wanted:
                 assert prices[mask_N].max() <= wanted["max_price"]
-                assert any(sign in text.lower() for sign in ("dollars", "$", "cheap"))
-            for key in wanted:
-                seen[key] = seen.get(key, 0) + 1
+            if "min_price" in wanted:
+                assert prices[mask_N].min() >= wanted["min_price"]
+            if {"max_price", "min_price"} & set(wanted):
+                signs = ("dollars", "$", "under", *requests._CHEAP, *requests._DEAR)
+                assert any(sign in text for sign in signs), text
+            for word in [*wanted.get("words", ()), *wanted.get("not_words", ())]:
+                assert word in text
+            for word in wanted.get("words", ()):
+                assert all(word in told for told in texts[mask_N])
             for word in wanted.get("not_words", ()):
-                assert word in text.lower() and not any(
-                    word in title.lower() for title in np.array(catalog.titles)[mask_N]
-                )
+                assert not any(word in told for told in texts[mask_N])
+                assert any(word in told for told in texts), "it excludes something"
+            for name in ("brand", "category"):
+                assert wanted.get(name, "").lower().rstrip("s") in text
     assert set(seen) == {"words", "category", "brand", "not_brand", "not_words", "max_price", "min_price"}
+
+
+def test_an_exclusion_excludes_something_that_fits_otherwise(shop, writer):
+    """ "not red" would say nothing where no red one fits."""
+    fits, told = fitting(shop[0].catalog), 0
+    for item in range(0, shop[0].catalog.num_items, 3):
+        for intent in writer.requests(item, 6, np.random.default_rng(item)):
+            stated = {name: value for name, value in intent.wanted.items() if not name.startswith("not_")}
+            if stated != intent.wanted:
+                told += 1
+                assert fits(stated).sum() > fits(intent.wanted).sum()
+    assert told > 20
+
+
+def test_what_is_held_out_is_said_in_frames_that_train_never_uses(shop, writer):
+    frames = [*grammar._HELD_OUT_FOR_ONE, *grammar._HELD_OUT_FOR_SOME, *grammar._HELD_OUT_OPENINGS]
+    starts = tuple(frame.partition("{")[0].lower() for frame in frames)
+    told: Counter[tuple[str, bool]] = Counter()
+    for item in range(shop[0].catalog.num_items):
+        for intent in writer.requests(item, 6, np.random.default_rng(item), held_out=0.2):
+            told[intent.split, intent.text.lower().startswith(starts)] += 1
+    assert told["train", False] > 400 and not told["train", True]
+    assert min(told["valid", True], told["test", True], told["valid", False], told["test", False]) > 20
 
 
 def test_a_conversation_ends_where_the_data_leads(shop, writer):
@@ -97,7 +135,13 @@ def test_a_conversation_ends_where_the_data_leads(shop, writer):
         if last.startswith("the same but"):
             assert last.removeprefix("the same but ") in catalog.titles[item].lower()
             said.add("same but")
-    assert said == {"cheaper", "brand", "same but"}
+        if last.startswith("the same in"):
+            colour = last.removeprefix("the same in ")
+            assert colour in catalog.titles[item] and colour not in catalog.titles[shown]
+            said.add("colour")
+        if len(talk.turns) == 3:
+            said.add("three turns")
+    assert said == {"cheaper", "brand", "same but", "colour", "three turns"}
 
 
 def test_train_knows_nothing_of_valid_and_test(shop, writer):
@@ -113,17 +157,53 @@ def test_train_knows_nothing_of_valid_and_test(shop, writer):
     def of_train(interactions):
         cases = newest_cases(index, interactions, "train")
         return [
-            *intentions(writer, cases, "train", np.random.default_rng(1)),
-            *preferences(writer.facts, cases, np.random.default_rng(2)),
+            *intentions(writer, cases, "train", 1),
+            *preferences(writer.facts, cases, "train", 1),
         ]
 
     found = of_train(old)
     assert len(found) > 40 and found == of_train(changed)
-    valid = list(intentions(writer, newest_cases(index, old, "valid"), "valid", np.random.default_rng(1)))
+    valid = list(intentions(writer, newest_cases(index, old, "valid"), "valid", 1))
     assert {intent.split for intent in valid} == {"valid"}
     for intent in [*found, *valid]:
         if intent.kind == "intention":
             assert writer.shelf.holds(intent.item, intent.wanted) and intent.item not in intent.history
+
+
+def test_the_commands_train_knows_nothing_of_valid_and_test(shop, tmp_path):
+    """The whole command, over two data sets that differ in every held-out interaction."""
+    index, old = shop
+    items = old.items_I.copy()
+    for split in ("valid", "test"):
+        held = old.histories(split)
+        items[old.indptr_S1[held.sequence_C] + held.position_C] = 5
+    told = []
+    for name, interactions in (("old", old), ("new", dataclasses.replace(old, items_I=items))):
+        sids = write_sids(tmp_path / name, index, interactions)
+        told.append(compose(sids, tmp_path / f"{name}_out", "--per_item", 1))
+    kinds = ("query", "intention", "preference")
+    assert told[0].select(kinds, "train").table.equals(told[1].select(kinds, "train").table)
+    assert not told[0].select(kinds, "test").table.equals(told[1].select(kinds, "test").table)
+
+
+def test_a_taste_says_what_recurs(shop, writer):
+    """Every thing, quality and brand in the words is in the history; qualities and brands more than once."""
+    index, interactions = shop
+    titles, brands = index.catalog.titles, index.catalog.table["brand"].to_pylist()
+    told = list(preferences(writer.facts, newest_cases(index, interactions, "valid"), "valid", 0))
+    assert len(told) > 30 and {intent.split for intent in told} == {"valid"}
+    named = 0
+    for intent in told:
+        texts = [titles[item] for item in intent.history]
+        own = Counter(brands[item] for item in intent.history)
+        for brand in set(brands):
+            if brand in intent.text:
+                named += 1
+                assert own[brand] > 1, (intent.text, texts)
+        for colour in ("red", "blue", "green", "black", "orange", "purple", "grey", "yellow"):
+            if f" {colour}" in intent.text:
+                assert sum(f" {colour} " in text for text in texts) > 1, (intent.text, texts)
+    assert named > 20
 
 
 def test_the_command_is_deterministic_and_holds_queries_out(sids, tmp_path, capsys):
@@ -140,7 +220,18 @@ def test_the_command_is_deterministic_and_holds_queries_out(sids, tmp_path, caps
     held = {intent.item for intent in first.select(["query"], "test")}
     assert len(held & train) > 0.9 * len(held), "an item's other requests are in train"
     assert len(first.select(["preference"], "train")) > 30
-    assert not len(first.select(["preference"], "test"))
+    assert len(first.select(["preference"], "test")) == len(first.select(["intention"], "test")) == 40
+    summary = open_artifact(tmp_path / "a", "intents").summary
+    assert sum(summary["intents"].values()) == len(first) and 0.1 < summary["share_with_one_answer"] < 1
+    page = (tmp_path / "a" / "sample.md").read_text()
+    assert "## query, 3 turns" in page and page.count("\n- ") > 60
+
+
+def test_all_queries_of_a_few_items_are_held_out(sids, tmp_path):
+    found = compose(sids, tmp_path / "out", "--users", "false", "--held_out", 0, "--held_out_items", 0.2)
+    train = {intent.item for intent in found.select(["query"], "train")}
+    held = {intent.item for split in ("valid", "test") for intent in found.select(["query"], split)}
+    assert not train & held and 0.1 < len(held) / len(train | held) < 0.3
 
 
 @pytest.mark.parametrize(
@@ -156,9 +247,9 @@ def test_catalogues_with_little_to_tell(rows):
     catalog = Catalog.from_rows(rows)
     writer = RequestWriter(CatalogFacts(catalog), Shelf(catalog))
     for item in range(catalog.num_items):
-        for text, wanted in writer.requests(item, 3, np.random.default_rng(item)):
-            assert text.strip() and writer.shelf.holds(item, wanted)
-            assert "price" not in rows[item] or "max_price" in wanted or "$" not in text
+        for intent in writer.requests(item, 3, np.random.default_rng(item)):
+            assert intent.text.strip() and writer.shelf.holds(item, intent.wanted)
+            assert "price" in rows[item] or not {"max_price", "min_price"} & set(intent.wanted)
 
 
 def review_line(shop, case: int, split: str, text: str) -> str:
@@ -172,10 +263,10 @@ def review_line(shop, case: int, split: str, text: str) -> str:
 def test_reviews_of_train_become_requests(shop, sids, tmp_path):
     index, interactions = shop
     thing = index.catalog.row(int(interactions.histories("train").targets_C[0]))["categories"][-1]
-    sentence = f"Very light {thing} for long days"
+    sentence = f"Very lightweight {thing} for muddy days"
     path = tmp_path / "reviews.jsonl"
     lines = [
-        review_line(shop, 0, "train", f"{sentence}. I love it. My husband has two {thing}."),
+        review_line(shop, 0, "train", f"{sentence}. I love it. My husband has two {thing}. It broke."),
         review_line(shop, 0, "test", f"Another {thing} that lasts"),
         json.dumps({"user_id": "nobody", "parent_asin": "P0000", "text": f"A {thing} indeed", "title": ""}),
     ]
@@ -190,7 +281,42 @@ def test_reviews_of_train_become_requests(shop, sids, tmp_path):
     path.write_text(lines[0] + '\n{"asin": "x"}', encoding="utf-8")
     with pytest.raises(InputError, match="reviews.jsonl:2: has neither reviewerID"):
         compose(sids, tmp_path / "bad", "--reviews", path)
+    path.write_text(lines[0] + "\n{not json", encoding="utf-8")
+    with pytest.raises(InputError, match="reviews.jsonl:2: .*not valid JSON"):
+        compose(sids, tmp_path / "bad", "--reviews", path)
     assert not (tmp_path / "bad").exists()
+
+
+def test_reviews_in_the_peers_layout_and_gzip(shop, tmp_path):
+    index, interactions = shop
+    cases = interactions.histories("train")
+    user, item = interactions.users[int(cases.sequence_C[0])].as_py(), int(cases.targets_C[0])
+    thing = index.catalog.row(item)["categories"][-1]
+    text = f"Very lightweight {thing} for muddy days"
+    pairs, facts = TrainPairs(interactions, index.catalog.item_ids), CatalogFacts(index.catalog)
+    (tmp_path / "Shop.user2id").write_text(f"{user}\t4\n")
+    (tmp_path / "Shop.item2id").write_text(f"{index.catalog.item_ids[item]}\t9\n")
+    path = tmp_path / "Shop.review.json"
+    path.write_text(json.dumps({"(4, 9)": {"review": text, "summary": "ok"}}))
+    assert list(review_requests(path, pairs, facts)) == [(item, text.lower())]
+    path.write_text(json.dumps({"(4, 8)": {"review": text}}))
+    with pytest.raises(InputError, match=r"Shop.review.json: '\(4, 8\)': item '8' is not in the item2id"):
+        list(review_requests(path, pairs, facts))
+    path.write_text(json.dumps({"4-9": {"review": text}}))
+    with pytest.raises(InputError, match="Shop.review.json: '4-9' is no review; expected"):
+        list(review_requests(path, pairs, facts))
+    zipped = tmp_path / "reviews.json.gz"
+    row = {"user_id": user, "parent_asin": index.catalog.item_ids[item], "title": text, "text": None}
+    zipped.write_bytes(gzip.compress(json.dumps(row).encode()))
+    assert list(review_requests(zipped, pairs, facts)) == [(item, text.lower())]
+
+
+def test_a_user_with_several_sequences_has_reviews_in_all():
+    interactions = Interactions.leave_one_out(["ann", "ann"], [np.array([0, 1, 2, 3]), np.array([4, 5, 6])])
+    pairs = TrainPairs(interactions, [f"i{n}" for n in range(7)])
+    known = [pairs.item("ann", f"i{n}") for n in range(7)]
+    assert known == [0, 1, -1, -1, 4, -1, -1]  # the last two of each sequence are valid's and test's
+    assert pairs.item("bob", "i0") == pairs.item("ann", "i9") == -1
 
 
 def test_reviews_of_a_held_out_interaction_are_nobodys():
@@ -243,7 +369,7 @@ def test_lcrecs_texts_and_our_own_are_imported(sids, tmp_path):
     assert found[1].item == 3 and found[1].history == (7,) and found[0].user == "user00001"
     texts["user_vague_intention"]["train"]["0"]["querys"] = ["only one"]
     peer.write_text(json.dumps(texts))
-    with pytest.raises(InputError, match=r"user_vague_intention.train of user '0' needs item"):
+    with pytest.raises(InputError, match=r"user_vague_intention.train of user '0': querys is \['only one'\]"):
         compose(sids, tmp_path / "bad", "--imports", peer, *none)
 
 
@@ -252,8 +378,9 @@ def test_lcrecs_texts_and_our_own_are_imported(sids, tmp_path):
     [
         (["--per_item", -1], "per_item: -1"),
         (["--held_out", 0.5], "held_out: 0.5"),
+        (["--held_out_items", -0.1], "held_out_items: -0.1"),
         (["--reviews", "nowhere.gz"], "reviews: nowhere.gz is no file"),
-        (["--per_item", 0, "--conversations", 0, "--users", "false"], "no words to compose from"),
+        (["--per_item", 0, "--conversations", 0, "--users", "false"], "nothing can be composed"),
     ],
 )
 def test_bad_input_is_named(sids, tmp_path, flags, message):
