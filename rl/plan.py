@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from prompts.opening import open_template
-from rl.policy import PolicyArgs
+from rl.arguments import PolicyArgs
 from rl.rollout import PROMPTS_AT_ONCE
 from rl.train_cases import draw_train_cases
 from serve.decoding.recommender import Recommender
@@ -131,7 +131,7 @@ def plan_grpo(own: Any, args: Any) -> Plan:
             "them out; use DDP or ZeRO-2"
         )
     prompts = rows * args.steps_per_generation // group  # of one rollout on one device
-    shared = own.shared_prompt and rows % group == 0
+    shared = own.update.shared_prompt and rows % group == 0
 
     def micro_batch(prompt_tokens: float) -> Batch:
         labelled = rows * given.depth

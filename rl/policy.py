@@ -1,98 +1,20 @@
 """The policy: a merged model directory opened for training, and the run directory that a training leaves."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from prompts.opening import MODEL_KIND
 from rl.acceptance import Acceptance
+from rl.arguments import PolicyArgs
 from serve.decoding.recommender import Recommender
-from sft.arguments import LoraOptions
 from sft.curves import plot_history
 from sft.model_card import base_model_of
 from sft.model_directory import write_model_directory
 from sft.run import begin_run, refuse_push
 from sid_builder import cli
-from sid_builder.artifact import hash_inputs, open_artifact, seal, to_json, write_json
-from sid_builder.errors import InputError
+from sid_builder.artifact import hash_inputs, seal, to_json, write_json
 
 MODEL_DIR = "model"
-
-
-@dataclass
-class PolicyArgs:
-    """What GRPO and DPO share: where to start, what to train, which cases to ask, how to judge the result."""
-
-    model_name_or_path: str = field(
-        metadata={"help": "merged model directory to start from (sft.merge writes it)"}
-    )
-    training: Literal["lora", "full"] = field(
-        default="full", metadata={"help": "an adapter, merged at the end, or all weights"}
-    )
-    lora: LoraOptions | None = field(default=None, metadata={"help": "options of training=lora"})
-    dtype: Literal["auto", "float32", "bfloat16"] = field(
-        default="auto", metadata={"help": "weights' dtype while training; auto: as saved"}
-    )
-    max_prompts: int = field(
-        default=4000, metadata={"help": "train cases drawn by seed; all if there are fewer"}
-    )
-    positions: Literal["all", "last"] = field(
-        default="all",
-        metadata={
-            "help": "draw from every train position, or only each user's last (histories as long as in valid)"
-        },
-    )
-    valid_cases: int = field(
-        default=1000,
-        metadata={"help": "valid cases ranked before and after, for the verdict; 0 turns it off"},
-    )
-    eval_num_beams: int = field(default=50, metadata={"help": "beam width of that ranking"})
-    plan: bool = field(
-        default=False,
-        metadata={
-            "help": "say what the run would cost (FLOPs, memory per GPU, hours) and stop: reads the model "
-            "directory without its weights, and needs no GPU. The environment variable "
-            "ACCELERATE_CONFIG_FILE names the launch file of a machine that is elsewhere"
-        },
-    )
-    overwrite: bool = field(default=False, metadata={"help": "replace a finished run in output_dir"})
-
-    def __post_init__(self) -> None:
-        if self.training == "lora" and self.lora is None:
-            self.lora = LoraOptions(
-                dropout=0.0
-            )  # dropout in the update, none in the rollout: off-policy for nothing
-
-    def lazy_defaults(self) -> dict[str, bool]:
-        """A plan needs no GPU: TRL, which refuses bf16 without one, is told not to look for it."""
-        return {"use_cpu": True} if self.plan else {}
-
-    def check(self) -> None:
-        """Everything that can be known before torch is imported."""
-        open_artifact(self.model_name_or_path, MODEL_KIND)
-        if self.training == "full" and self.lora is not None:
-            raise InputError("lora: has no effect with training: full; remove it or set training: lora")
-        if self.max_prompts < 1:
-            raise InputError(f"max_prompts: {self.max_prompts}; give at least 1")
-        if self.valid_cases < 0:
-            raise InputError(f"valid_cases: {self.valid_cases}; give 0 (no verdict) or more")
-        if self.eval_num_beams < 10:
-            raise InputError(f"eval_num_beams: {self.eval_num_beams}; NDCG@10 needs at least 10")
-
-    def peft_config(self) -> Any:
-        """PEFT's config, or None for full training. Head and embeddings stay as they were merged."""
-        if self.lora is None:
-            return None
-        from peft import LoraConfig
-
-        return LoraConfig(
-            r=self.lora.r,
-            lora_alpha=self.lora.alpha,
-            lora_dropout=self.lora.dropout,
-            target_modules=self.lora.target_modules,
-            task_type="CAUSAL_LM",
-        )
 
 
 def load_policy(own: PolicyArgs, args: Any) -> Recommender:

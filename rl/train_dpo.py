@@ -9,14 +9,13 @@ copy. Resuming, the result, the verdict and `--plan true` are as with rl.train_g
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rl.policy import PolicyArgs, load_policy, train_and_judge
+from rl.arguments import DPOArguments
+from rl.policy import load_policy, train_and_judge
 from sft.run import prepare_output
 from sid_builder import cli
-from sid_builder.errors import InputError
 
 KIND = "dpo"
 OWN_DEFAULTS = {
@@ -29,27 +28,6 @@ OWN_DEFAULTS = {
     "report_to": "none",
 }
 CURVES = ("loss", "rewards/accuracies", "rewards/margins", "logps/chosen", "logps/rejected", "grad_norm")
-
-
-@dataclass
-class DPOArguments(PolicyArgs):
-    """What sidereal adds to TRL's DPOConfig."""
-
-    num_beams: int = field(default=16, metadata={"help": "width of the beam that rejected answers come from"})
-    num_negatives: int = field(
-        default=1, metadata={"help": "rejected answers per prompt, each a pair of its own"}
-    )
-    only_hits: bool = field(
-        default=False,
-        metadata={"help": "only prompts whose beam holds the truth: the pairs teach order, not recall"},
-    )
-
-    def check(self) -> None:
-        super().check()
-        if not 1 <= self.num_negatives < self.num_beams:
-            raise InputError(
-                f"num_negatives: {self.num_negatives}; need at least 1, fewer than num_beams {self.num_beams}"
-            )
 
 
 def main(argv: Sequence[str]) -> None:

@@ -10,12 +10,12 @@ serve.evaluate and serve.launch open; whether it is better than what went in is 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rl import REWARDS
-from rl.policy import PolicyArgs, load_policy, train_and_judge
+from rl.arguments import GRPOArguments
+from rl.policy import load_policy, train_and_judge
 from sft.run import prepare_output
 from sid_builder import cli
 from sid_builder.errors import InputError
@@ -37,36 +37,11 @@ OWN_DEFAULTS = {
 CURVES = ("reward", "frac_reward_zero_std", "kl", "entropy", "grad_norm", "learning_rate")
 
 
-@dataclass
-class GRPOArguments(PolicyArgs):
-    """What sidereal adds to TRL's GRPOConfig."""
-
-    rewards: list[str] = field(
-        default_factory=lambda: ["rule"],
-        metadata={
-            "help": "names from rl.REWARDS or paths like my.module:reward; weighed by TRL's reward_weights"
-        },
-    )
-    shared_prompt: bool = field(
-        default=True,
-        metadata={
-            "help": "read a group's prompt once in the training step; false takes TRL's layout, same numbers"
-        },
-    )
-
-    def check(self) -> None:
-        super().check()
-        if not self.rewards:
-            raise InputError(f"rewards: empty; name at least one of {sorted(REWARDS)}")
-        for name in self.rewards:
-            resolve(REWARDS, name, "rewards")
-
-
 def main(argv: Sequence[str]) -> None:
     own, args = cli.parse(
         GRPOArguments, argv, lazy=["trl:GRPOConfig"], own_defaults=OWN_DEFAULTS, description=__doc__
     )
-    _check_weights(own.rewards, args.reward_weights)
+    _take_weights(own.rewards, args)
     if own.plan:
         from rl.plan import plan_grpo
 
@@ -78,7 +53,8 @@ def main(argv: Sequence[str]) -> None:
     check_groups(args)
     policy = load_policy(own, args)
     trainer = build_trainer(policy, own, args)
-    print(f"{KIND}: {len(trainer.train_dataset):,} prompts x {args.num_generations} beams for {own.rewards}")
+    prompts = f"{len(trainer.train_dataset):,} prompts x {args.num_generations} completions"
+    print(f"{KIND}: {prompts} for {own.rewards}")
     told = train_and_judge(trainer, policy, own, args, resume, KIND, CURVES)
     if trainer.is_world_process_zero():
         logged = [row.get("frac_reward_zero_std") for row in trainer.state.log_history]
@@ -121,13 +97,17 @@ def build_trainer(policy: Any, own: GRPOArguments, args: Any) -> Any:
         processing_class=policy.tokenizer,
         peft_config=own.peft_config(),
         rollout_func=BeamRollout(template, exclude_history),
-        shared_prompt=own.shared_prompt,
+        shared_prompt=own.update.shared_prompt,
     )
 
 
-def _check_weights(rewards: list[str], weights: list[float] | None) -> None:
-    if weights is not None and len(weights) != len(rewards):
-        raise InputError(f"reward_weights: {weights} for rewards {rewards}; give one weight each")
+def _take_weights(rewards: dict[str, float], args: Any) -> None:
+    if args.reward_weights is not None:
+        raise InputError(
+            f"reward_weights: {args.reward_weights}; weights stand beside the names: --rewards "
+            "'{\"ranking\": 1.0}'"
+        )
+    args.reward_weights = list(rewards.values())
 
 
 if __name__ == "__main__":

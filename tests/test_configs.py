@@ -17,8 +17,8 @@ CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
 COMMANDS = {
     "sid": ("sid_builder.build:BuildArguments", ()),
     "sft": ("sft.arguments:SftArguments", ("trl:SFTConfig",)),
-    "grpo": ("rl.train_grpo:GRPOArguments", ("trl:GRPOConfig",)),
-    "dpo": ("rl.train_dpo:DPOArguments", ("trl:DPOConfig",)),
+    "grpo": ("rl.arguments:GRPOArguments", ("trl:GRPOConfig",)),
+    "dpo": ("rl.arguments:DPOArguments", ("trl:DPOConfig",)),
     "serve": ("serve.launch:LaunchArguments", ()),
 }
 OF_COMMANDS = [path for path in CONFIGS if path.relative_to(ROOT / "configs").parts[0] != "accelerate"]

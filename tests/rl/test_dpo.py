@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from rl import train_dpo
+from rl.arguments import DPOArguments
 from rl.preferences import build_preferences
 from rl.train_cases import draw_train_cases, prompt_rows
 from serve.decoding.recommender import Recommender
@@ -92,9 +93,7 @@ def test_command_trains_and_the_collator_sees_exactly_our_ids(model_dir, policy,
         "8",
     ]
     argv = arguments(model_dir, tmp_path / "dpo", *flags)
-    own, args = cli.parse(
-        train_dpo.DPOArguments, argv, lazy=["trl:DPOConfig"], own_defaults=train_dpo.OWN_DEFAULTS
-    )
+    own, args = cli.parse(DPOArguments, argv, lazy=["trl:DPOConfig"], own_defaults=train_dpo.OWN_DEFAULTS)
     trainer = train_dpo.build_trainer(Recommender.load(model_dir, device="cpu"), own, args)
     rows = [trainer.train_dataset[row] for row in range(4)]
     batch = trainer.data_collator(rows)

@@ -62,7 +62,7 @@ def test_what_a_policy_keeps(weightless, tmp_path, capsys):
     assert "reference" not in plan("grpo", weightless, tmp_path, capsys, "--beta", "0")[1]["memory_gib"]
     text, lora = plan("grpo", weightless, tmp_path, capsys, "--training", "lora")
     assert "reference" not in lora["memory_gib"] and lora["trainable"] < full["trainable"]
-    _, apart = plan("grpo", weightless, tmp_path, capsys, "--shared_prompt", "false")
+    _, apart = plan("grpo", weightless, tmp_path, capsys, "--update", '{"shared_prompt": false}')
     assert full["flops_step"] < 0.8 * apart["flops_step"]
     _, stale = plan("grpo", weightless, tmp_path, capsys, "--num_iterations", "2")
     assert stale["steps"] == 2 * full["steps"], "every rollout is learnt from twice"

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from rl import train_grpo
+from rl.arguments import GRPOArguments
 from rl.rewards.ranking import discounts
 from serve.decoding.ranking import ItemFilter
 from serve.decoding.recommender import Recommender
@@ -27,7 +28,7 @@ def arguments(model_dir, output_dir, *flags: str) -> list[str]:
 
 def make_trainer(model_dir, output_dir, *flags: str):
     own, args = cli.parse(
-        train_grpo.GRPOArguments,
+        GRPOArguments,
         arguments(model_dir, output_dir, *flags),
         lazy=["trl:GRPOConfig"],
         own_defaults=train_grpo.OWN_DEFAULTS,
@@ -39,7 +40,12 @@ def make_trainer(model_dir, output_dir, *flags: str):
 @pytest.fixture(scope="module")
 def trainer_and_policy(model_dir, tmp_path_factory):
     return make_trainer(
-        model_dir, tmp_path_factory.mktemp("grpo"), "--rewards", "ranking", "--steps_per_generation", "2"
+        model_dir,
+        tmp_path_factory.mktemp("grpo"),
+        "--rewards",
+        '{"ranking": 1.0}',
+        "--steps_per_generation",
+        "2",
     )
 
 
@@ -178,7 +184,9 @@ def test_a_whole_run_is_the_same_with_trls_layout(model_dir, tmp_path):
         "0.05",
     ]
     for name, shared in (("ours", "true"), ("trl", "false")):
-        train_grpo.main(arguments(model_dir, tmp_path / name, *flags, "--shared_prompt", shared))
+        train_grpo.main(
+            arguments(model_dir, tmp_path / name, *flags, "--update", f'{{"shared_prompt": {shared}}}')
+        )
     ours, trl = (Recommender.load(tmp_path / name / "model", device="cpu").model for name in ("ours", "trl"))
     for name, parameter in ours.named_parameters():
         torch.testing.assert_close(parameter, trl.get_parameter(name), atol=2e-4, rtol=1e-3, msg=name)
@@ -207,10 +215,9 @@ def test_reward_rises_on_four_prompts(model_dir, tmp_path):
 
 def test_command_writes_a_model_that_opens_and_a_verdict(model_dir, tmp_path, capsys):
     output = tmp_path / "grpo"
-    flags = (
-        "--rewards rule ranking --reward_weights 1.0 0.5 --max_steps 2 --learning_rate 1e-3 --logging_steps 1"
-    )
-    train_grpo.main(arguments(model_dir, output, *flags.split(), "--training", "lora"))
+    flags = ["--rewards", '{"rule": 1.0, "ranking": 0.5}', "--training", "lora"]
+    flags += ["--max_steps", "2", "--learning_rate", "1e-3", "--logging_steps", "1"]
+    train_grpo.main(arguments(model_dir, output, *flags))
     told = capsys.readouterr().out
     assert "NDCG@10" in told and "of the groups held no hit" in told
     verdict = json.loads((output / "acceptance.json").read_text())
@@ -287,12 +294,12 @@ def test_groups_and_checkpoints_are_checked(flags, message):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--rewards", "ranked"], "rewards: 'ranked' is not known"),
+        (["--rewards", '{"ranked": 1}'], "rewards: 'ranked' is not known"),
         (["--max_prompts", "0"], "max_prompts: 0"),
         (["--valid_cases", "-1"], "valid_cases: -1"),
         (["--eval_num_beams", "5"], "eval_num_beams: 5"),
         (["--training", "half"], "training"),
-        (["--rewards", "rule", "--reward_weights", "1", "2"], "reward_weights"),
+        (["--reward_weights", "1", "2"], "reward_weights"),
         (["--resume_from_checkpoint", "true"], "resume_from_checkpoint"),
         (["--num_generation", "4"], "num_generation"),
         (["--push_to_hub", "true"], "push_to_hub: a run directory holds people's interactions"),
