@@ -18,10 +18,18 @@ _ASKED_FOR_ONE = (
     *("I need {a}", "need {a}", "I want {a}.", "I would like {a}, please.", "I'd like {a}"),
     *("do you have {a}?", "can you find me {a}?", "could you show me {a}?", "is there {a}?", "find me {a}"),
     *("show me {a}", "help me find {a}", "{a} would be nice", "where can I find {a}?", "please get me {a}"),
+    *("could I see {a}?", "I could do with {a}", "we are after {a}", "my old one broke, so I need {a}"),
+    *("have you {a} in stock?", "what about {a}?", "how about {a}?", "suggest {a}", "I fancy {a}"),
+    *("what is a good choice for somebody who wants {a}?", "I have been looking everywhere for {a}"),
+    *("I would love {a}", "my brother asked for {a}", "let us find {a}", "point me to {a}", "send me {a}"),
+    *("can I get {a} here?", "I wonder whether you sell {a}", "it has to be {a}", "one thing: {a}"),
 )
 _ASKED_FOR_SOME = (
     *("{some}", "{some}, please", "show me {some}", "which {some} do you have?", "what {some} are there?"),
     *("do you sell {some}?", "any {some}?", "I want to see {some}.", "list {some}", "I am comparing {some}"),
+    *("give me an overview of {some}", "could I see some {some}?", "which are your best {some}?"),
+    *("I am in the market for {some}", "we need {some}", "have you {some} in stock?", "what about {some}?"),
+    *("I like {some}", "pick a few {some} for me", "tell me about your {some}", "where are your {some}?"),
 )
 _HELD_OUT_FOR_ONE = (
     *(
@@ -37,7 +45,15 @@ _HELD_OUT_FOR_SOME = (
     "let me look at {some}",
     "what do you have in the way of {some}?",
 )
-_OPENINGS = ("I need {a}.", "I am looking for {a}.", "Looking for {a}.", "Show me {a}.", "{a}, please.")
+_OPENINGS = (
+    *("I need {a}.", "I am looking for {a}.", "Looking for {a}.", "Show me {a}.", "{a}, please."),
+    *("I have to buy {a}.", "Suggest {a}.", "We are after {a}.", "A friend needs {a}.", "I want {a}."),
+)
+# What people say before they ask: whoever learns from few frames reads the frame and not what is asked for.
+_LEADS = (
+    *("hi, ", "hello, ", "hey, ", "good morning, ", "ok, ", "so, ", "well, ", "a question: ", "once more: "),
+    *("for a friend: ", "for my holiday: ", "for work: ", "as a gift: ", "it is for me, ", "if I may: "),
+)
 _HELD_OUT_OPENINGS = ("I was thinking of {a}.", "My sister wants {a}.")
 _BY_NAMES = ("do you have {}?", "looking for {}", "{}, please", "I am after {}", "find {}")
 _HELD_OUT_BY_NAMES = ("got any {}?", "search for {}", "anything like {}?")
@@ -130,7 +146,8 @@ def _framed(said: Said, rng: np.random.Generator, held_out: bool) -> str:
     form = pick(forms, rng)
     text = form.format(a=said.facts.named(phrase), some=phrase)
     # Who types a bare phrase often leaves the article out.
-    return phrase if form == "{a}" and rng.random() < 0.3 else text
+    text = phrase if form == "{a}" and rng.random() < 0.3 else text
+    return pick(_LEADS, rng) + text if rng.random() < 0.2 and not held_out else text
 
 
 def _in_two(said: Said, rng: np.random.Generator, held_out: bool) -> str:
