@@ -23,6 +23,7 @@ HISTORY_FIELDS = {"history_sids", "history_titles"}
 ITEM_FIELDS = {"sid", "title", "description", "brand", "categories", "price"}
 TELLTALE_FIELDS = {"sid", "title", "description"}
 USER_FIELDS = {"query", "intention", "preference"}
+TEXT_FIELDS = {"title", "description", "brand", "categories"} | USER_FIELDS  # may be cut to fit in a prompt
 FIELDS = HISTORY_FIELDS | ITEM_FIELDS | USER_FIELDS
 
 
@@ -62,7 +63,8 @@ class PromptPack:
     `answer_end` is what an answer ends with. Null: the first token the frame puts after an answer, the
     end-of-turn token. A text stands for itself, with `{eos}` for the tokenizer's end-of-text token:
     "\\n{eos}" is how MiniOneRec's targets end. `history_sid` and `history_title` are how one item looks in a
-    history. Descriptions are cut to their first `max_description_words` words.
+    history. Descriptions are cut to their first `max_description_words` words, and what is then over
+    `max_prompt_tokens` as `PromptTemplate` says.
     """
 
     tasks: dict[str, list[Template]]

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from jinja2 import TemplateError
 
-from prompts.pack import HISTORY_FIELDS, USER_FIELDS, PromptPack, Template, fields_of
+from prompts.budget import FittedPrompt, beginning, fit
+from prompts.pack import HISTORY_FIELDS, TEXT_FIELDS, USER_FIELDS, PromptPack, Template, fields_of
 from prompts.vocabulary import SidTokenIds, SidVocabulary
 from sid_builder.errors import InputError
 from sid_builder.sid_index import SidIndex
@@ -21,10 +22,14 @@ Turn = tuple[str, int]  # what the user said, and the item that was shown in ans
 
 @dataclass(frozen=True)
 class Rendered:
-    """Token ids of one prompt and of its answer (the answer ends with the pack's `answer_end`)."""
+    """Token ids of one prompt and of its answer (the answer ends with the pack's `answer_end`).
+
+    `cut_from`: tokens of the prompt before a text of it was cut; 0: none was.
+    """
 
     prompt_ids: list[int]
     completion_ids: list[int]
+    cut_from: int = 0
 
 
 @dataclass(frozen=True)
@@ -44,7 +49,9 @@ class PromptTemplate:
     """A pack bound to a tokenizer and a SID index.
 
     A prompt's history is the newest `max_history` items, and fewer when the prompt would exceed
-    `max_prompt_tokens`: the oldest are dropped, so truncation never reaches the answer.
+    `max_prompt_tokens`: the oldest are dropped. A prompt that exceeds it with a single item has its texts
+    (titles, descriptions, a user's words; not earlier turns) cut to as many characters each as fit, at the
+    end of a word. Answers are never cut.
     """
 
     def __init__(self, pack: PromptPack, tokenizer: Any, index: SidIndex) -> None:
@@ -133,11 +140,13 @@ class PromptTemplate:
             self.pack.history_sid.format(sid=spell(int(item))) for item in history
         )
 
-    def title_history(self, history: Sequence[int] | np.ndarray) -> str:
-        """Titles as the pack spells them; items without one are left out."""
-        titles = self.index.catalog.titles
+    def title_history(self, history: Sequence[int] | np.ndarray, most: int | None = None) -> str:
+        """Titles as the pack spells them, each cut to `most` characters; items without one are left out."""
+        titles = [self.index.catalog.titles[int(item)] for item in history]
         return self.pack.title_separator.join(
-            self.pack.history_title.format(title=titles[int(item)]) for item in history if titles[int(item)]
+            self.pack.history_title.format(title=title if most is None else beginning(title, most))
+            for title in titles
+            if title
         )
 
     def user_text(
@@ -147,40 +156,41 @@ class PromptTemplate:
         turns: Sequence[Turn] = (),
         fields: Mapping[str, str] | None = None,
     ) -> str:
-        """The user's words, with the history bounded to the pack's item and token budget.
+        """The user's words, bounded as `fitted` bounds them."""
+        return self.fitted(template, history, turns, fields).text
+
+    def fitted(
+        self,
+        template: Template,
+        history: Sequence[int] | np.ndarray = (),
+        turns: Sequence[Turn] = (),
+        fields: Mapping[str, str] | None = None,
+    ) -> FittedPrompt:
+        """A prompt in a wording, within the pack's budgets of items and tokens.
 
         Raises:
-            InputError: when the prompt is over budget with a single item of history, or with none.
+            InputError: when what may not be cut is over budget with a single item of history, or with none.
         """
-        newest = [int(item) for item in history[-self.pack.max_history :]]
-        budget = self.pack.max_prompt_tokens
-        texts = fields or {}
+        newest, texts = [int(item) for item in history[-self.pack.max_history :]], fields or {}
 
-        def size(kept: int) -> int:
-            text = self._fill(template.user, newest[len(newest) - kept :], texts)
-            return len(self.encode_prompt(text, turns))
+        def make(kept: int, most: int | None) -> FittedPrompt:
+            text = self._fill(template.user, newest[len(newest) - kept :], texts, most)
+            return FittedPrompt(text, self.encode_prompt(text, turns))
 
-        # The most items that fit, by bisection: every item more makes a prompt longer.
-        low, high = min(1, len(newest)), len(newest)
-        if not newest or size(high) > budget:
-            while low < high:
-                middle = (low + high + 1) // 2
-                low, high = (middle, high) if size(middle) <= budget else (low, middle - 1)
-            if size(low) > budget:
-                words = self._fill(template.user, newest[len(newest) - low :], texts)
-                raise InputError(
-                    f"max_prompt_tokens: {budget} is too small for the wording {template.user[:60]!r}, that "
-                    f"takes {size(low)} tokens with {low} item(s) of history ({words[:80]!r}...); raise it "
-                    "or shorten the texts"
-                )
-            newest = newest[len(newest) - low :]
-        return self._fill(template.user, newest, texts)
+        return fit(make, len(newest), self.pack.max_prompt_tokens, template.user)
 
-    def _fill(self, text: str, history: Sequence[int], fields: Mapping[str, str]) -> str:
+    def _fill(
+        self, text: str, history: Sequence[int], fields: Mapping[str, str], most: int | None = None
+    ) -> str:
+        if most is not None:
+            fields = {
+                name: beginning(words, most) if name in TEXT_FIELDS else words
+                for name, words in fields.items()
+            }
         if "{history_sids}" in text:
             fields = {**fields, "history_sids": self.spell_history(history)}
         if "{history_titles}" in text:
-            fields = {**fields, "history_titles": self.title_history(history)}
+            fields = {**fields, "history_titles": self.title_history(history, most)}
         return text.format(**fields)
 
     def item_fields(self, item: int) -> dict[str, str]:
@@ -248,14 +258,14 @@ class PromptTemplate:
             if item is not None and name not in USER_FIELDS:
                 whose = f"item {self.index.catalog.item_ids[item]!r}"
             raise InputError(f"pack: task {task!r} refers to {{{name}}}, and {whose} has none; add it")
-        prompt_ids = self.encode_prompt(self.user_text(template, history, turns, fields), turns)
-        return Rendered(prompt_ids, self._answer(template.answer.format(**fields)))
+        prompt = self.fitted(template, history, turns, fields)
+        return Rendered(prompt.ids, self._answer(template.answer.format(**fields)), prompt.cut_from)
 
     def prompt(
         self, task: str, history: Sequence[int] | np.ndarray = (), wording: int = 0, **texts: str
     ) -> list[int]:
         """Prompt ids alone, by default in the task's first wording: what RL and the endpoint ask."""
-        return self.encode_prompt(self.user_text(self.pack.templates(task)[wording], history, fields=texts))
+        return self.fitted(self.pack.templates(task)[wording], history, fields=texts).ids
 
     def seqrec_pieces(self, wording: int = 0) -> SeqrecPieces:
         """Token ids before the history, between two items and after the history of a seqrec prompt.

@@ -3,31 +3,23 @@
     python -m serve.evaluate --model out/beauty/model --split test
     python -m serve.evaluate --model out/beauty/sids          # the floors alone, before anything is trained
     python -m serve.evaluate --model out/beauty/model --wordings all    # and how much another wording costs
+    python -m serve.evaluate --model out/beauty/model --prior    # and what its prior adds (serve.fit_prior)
 
 Prints a Markdown table and writes results.json, table.md and metrics.png to `--output_dir`.
 """
 
-import os
-import platform
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from prompts.pack import PromptPack
-from serve import DECODERS
+from serve.decoding.fitted_prior import FOLDER as PRIOR_FOLDER
+from serve.decoding.fitted_prior import FittedPrior
+from serve.evaluation.options import EvaluationOptions
 from sid_builder import cli
-from sid_builder.artifact import (
-    artifact_kind,
-    check_output,
-    code_version,
-    hash_inputs,
-    open_artifact,
-    to_json,
-    write_json,
-    writing,
-)
+from sid_builder.artifact import artifact_kind, check_output, open_artifact
 from sid_builder.errors import InputError
 from sid_builder.sid_index import SidIndex
 
@@ -35,9 +27,12 @@ RESULTS_KIND = "evaluation"
 SIDS_KIND = "sids"
 
 
-@dataclass
-class EvaluateArguments:
+@dataclass(kw_only=True)
+class EvaluateArguments(EvaluationOptions):
     """What to evaluate and how."""
+
+    FEWEST_BEAMS = 50
+    RESULTS = "results"
 
     model: str = field(
         metadata={
@@ -48,23 +43,12 @@ class EvaluateArguments:
     also: list[str] = field(
         default_factory=list, metadata={"help": "further model directories, compared with the first one"}
     )
-    split: Literal["valid", "test"] = field(
-        default="test", metadata={"help": "cases to rank; tune on valid, look at test once"}
-    )
-    num_beams: int = field(default=50, metadata={"help": "beam width; at least 50, the largest K"})
-    decoder: str = field(
-        default="tree_beam", metadata={"help": "tree_beam, generate (transformers' own) or my.module:decode"}
-    )
     score: Literal["full", "trie", "sid"] = field(
         default="full",
         metadata={"help": "log-probs over the full vocabulary, the legal tokens of a step, or SID tokens"},
     )
     constraint: Literal["trie", "none"] = field(
         default="trie", metadata={"help": "none: search freely, to see what the trie buys"}
-    )
-    exclude_history: Literal["auto", "yes", "no"] = field(
-        default="auto",
-        metadata={"help": "leave given items out of the list; auto: if the data has no repeats"},
     )
     wordings: Literal["first", "trained", "held_out", "all"] = field(
         default="first",
@@ -73,36 +57,27 @@ class EvaluateArguments:
             "stand beside the tables of the first"
         },
     )
-    max_cases: int = field(default=0, metadata={"help": "rank a sample of this many cases; 0 ranks all"})
-    seed: int = field(default=0, metadata={"help": "seed of the sample and of the bootstrap"})
-    batch_tokens: int = field(
-        default=4096, metadata={"help": "prompt and beam tokens decoded at once; 64k and more on a GPU"}
-    )
-    device: str | None = field(
-        default=None, metadata={"help": "cpu, cuda, ...; by default a GPU if there is one"}
+    prior: bool = field(
+        default=False,
+        metadata={"help": "another row for each model directory that has a prior: both together"},
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = field(
         default="auto", metadata={"help": "weights' precision; auto: as saved"}
     )
-    output_dir: str | None = field(
-        default=None,
-        metadata={"help": "where results go; by default <model>_<split>_results beside the first model"},
-    )
-    overwrite: bool = field(default=False, metadata={"help": "replace results that exist already"})
 
     def check(self) -> None:
         """Refuse what cannot be evaluated before torch is imported."""
-        for name, least in (("num_beams", 50), ("batch_tokens", 1), ("max_cases", 0)):
-            if getattr(self, name) < least:
-                raise InputError(f"{name}: {getattr(self, name)} is too small; give at least {least}")
-        if self.decoder not in DECODERS and ":" not in self.decoder:
-            raise InputError(
-                f"decoder: {self.decoder!r} is not one of {sorted(DECODERS)} or a path my.module:decode"
-            )
+        self.check_options()
         if self.wordings != "first" and not self.model_dirs:
             raise InputError(f"wordings: {self.wordings!r}, and floors read none; name a model directory")
         for directory in self.model_dirs:
             open_artifact(directory, "model")
+        if self.prior and not any((path / PRIOR_FOLDER).is_dir() for path in self.model_dirs):
+            raise InputError(
+                f"prior: no model directory has {PRIOR_FOLDER}/; fit one with python -m serve.fit_prior"
+            )
+        if self.prior and (self.decoder == "generate" or self.constraint == "none"):
+            raise InputError("prior: needs the trie and a decoder that takes one; use 'tree_beam', 'trie'")
         if self.floors_only:
             open_artifact(self.model, SIDS_KIND)
         check_output(self.output_path, self.overwrite)
@@ -116,18 +91,11 @@ class EvaluateArguments:
     def model_dirs(self) -> list[Path]:
         return [Path(path) for path in ([] if self.floors_only else [self.model]) + self.also]
 
-    @property
-    def output_path(self) -> Path:
-        model = Path(self.model)
-        default = model.resolve().parent / f"{model.resolve().name}_{self.split}_results"
-        return Path(self.output_dir) if self.output_dir else default
-
 
 def main(argv: Sequence[str]) -> dict[str, Any]:
     """Run the command; returns the content of results.json."""
     (arguments,) = cli.parse(EvaluateArguments, argv, description=__doc__)
-    results = evaluate(arguments)
-    return results
+    return evaluate(arguments)
 
 
 def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
@@ -135,6 +103,7 @@ def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
     from serve.decoding.recommender import Recommender, load_interactions
     from serve.evaluation import floors, report
     from serve.evaluation.model_ranking import rank_targets, sample_cases
+    from serve.evaluation.results import write_results
 
     data = Path(arguments.model)
     index, interactions = SidIndex.load(data / "sid_index"), load_interactions(data)
@@ -144,7 +113,7 @@ def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
         raise InputError(
             f"split: {arguments.split!r} has no cases in {arguments.model}/interactions; use the other split"
         )
-    exclude = {"auto": not interactions.has_repeats, "yes": True, "no": False}[arguments.exclude_history]
+    exclude = arguments.excludes_history(interactions)
     rows, spreads, names, device = {}, {}, row_names(arguments.model_dirs), "cpu"
     inputs: dict[str, str | Path] = {"data": data, **dict(zip(names, arguments.model_dirs, strict=True))}
     for name, floor in (("popularity", floors.popularity), ("one-hop", floors.one_hop)):
@@ -156,49 +125,44 @@ def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
                 f"also: {directory} has another catalogue than {arguments.model}; evaluate it on its own"
             )
         asked = chosen_wordings(recommender.template.pack, arguments.wordings)
-        ranked = {
-            wording: rank_targets(
-                recommender,
-                histories,
-                num_beams=arguments.num_beams,
-                decoder=arguments.decoder,
-                score=arguments.score,
-                constraint=arguments.constraint,
-                exclude_history=exclude,
-                batch_tokens=arguments.batch_tokens,
-                wording=wording,
-            )
-            for wording in sorted({0, *asked})
-        }
+        rank = partial(
+            rank_targets,
+            recommender,
+            histories,
+            num_beams=arguments.num_beams,
+            decoder=arguments.decoder,
+            score=arguments.score,
+            constraint=arguments.constraint,
+            exclude_history=exclude,
+            batch_tokens=arguments.batch_tokens,
+        )
+        ranked = {wording: rank(wording=wording) for wording in sorted({0, *asked})}
         rows[name] = ranked[0]
+        if arguments.prior and (directory / PRIOR_FOLDER).is_dir():
+            rows[f"{name} + prior"] = rank(prior=FittedPrior.open(directory, recommender.index))
+            inputs[f"prior of {name}"] = directory / PRIOR_FOLDER
         spreads[name] = report.wording_spread(
             recommender.template.pack.templates("seqrec"), {wording: ranked[wording] for wording in asked}
         )
         device = str(recommender.model.device)
-    results = {
+    figures = {
         **report.summarise(rows, histories.targets_C, interactions.train_counts(num_items), arguments.seed),
         **({"wordings": spreads} if arguments.wordings != "first" else {}),
         "split": arguments.split,
         "exclude_history": exclude,
         "num_items": index.trie.num_live,
-        "config": to_json(arguments),
-        "code": code_version(),
-        "seeds": {"sample_and_bootstrap": arguments.seed},
-        "inputs": hash_inputs(inputs),
-        "machine": machine(device),
     }
-    table = report.markdown(results)
-    path = arguments.output_path
-    with writing(
-        path, RESULTS_KIND, 1, results["config"], inputs, results["seeds"], arguments.overwrite
-    ) as artifact:
-        write_json(artifact.path / "results.json", results)
-        (artifact.path / "table.md").write_text(table, encoding="utf-8")
-        report.picture(results, artifact.path / "metrics.png")
-        artifact.summary.update({name: row["item"] for name, row in results["rows"].items()})
-    print(table)
-    print(f"wrote {path}/results.json, table.md, metrics.png")
-    return results
+    return write_results(
+        arguments,
+        RESULTS_KIND,
+        figures,
+        inputs=inputs,
+        device=device,
+        markdown=report.markdown,
+        picture=report.picture,
+        picture_file="metrics.png",
+        summary=lambda results: {name: row["item"] for name, row in results["rows"].items()},
+    )
 
 
 def chosen_wordings(pack: PromptPack, which: str) -> list[int]:
@@ -224,25 +188,6 @@ def row_names(directories: Sequence[Path]) -> list[str]:
         if len(set(names)) == len(names):
             return names
     raise InputError("also: names the same model directory twice; name each once")
-
-
-def machine(device: str) -> dict[str, Any]:
-    """What the seconds of a results file were measured on."""
-    import torch
-    import transformers
-
-    gpu = torch.cuda.get_device_name() if device.startswith("cuda") else None
-    return {
-        "platform": platform.platform(),
-        "processor": platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "device": device,
-        "gpu": gpu,
-        "python": sys.version.split()[0],
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-    }
 
 
 if __name__ == "__main__":

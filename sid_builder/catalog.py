@@ -129,9 +129,13 @@ class Catalog:
     def _index_of(self) -> dict[str, int]:
         return {item_id: index for index, item_id in enumerate(self.item_ids)}
 
+    def find(self, item_id: str | int) -> int | None:
+        """Dense index of the user's key, or None."""
+        return self._index_of.get(str(item_id))
+
     def item_index(self, item_id: str | int) -> int:
         """Dense index of the user's key; InputError names a key that is not in the catalogue."""
-        index = self._index_of.get(str(item_id))
+        index = self.find(item_id)
         if index is None:
             raise InputError(
                 f"item_id: {item_id!r} is not in the catalogue of {self.num_items} items; check the key"

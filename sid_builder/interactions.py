@@ -153,6 +153,29 @@ class Interactions:
             )
         return dataclasses.replace(self, train_hi_S=self.train_hi_S - spare)
 
+    def only_train(self) -> "Interactions":
+        """What training may look at: of every sequence with train positions, all that stands before their
+        end. Nothing of valid or test is left in it, nor a sequence that only they ask for.
+        """
+        kept_S = self.train_hi_S > self.train_lo_S
+        end_S = np.where(kept_S, self.train_hi_S, 0)
+        offset_I = np.arange(self.num_interactions) - np.repeat(self.indptr_S1[:-1], np.diff(self.indptr_S1))
+        kept_I = offset_I < np.repeat(end_S, np.diff(self.indptr_S1))
+        nothing = np.zeros(int(kept_S.sum()), dtype=np.int64)
+        return Interactions(
+            users=self.users.filter(pa.array(kept_S)),
+            indptr_S1=np.concatenate([[0], np.cumsum(end_S[kept_S])]).astype(np.int64),
+            items_I=self.items_I[kept_I],
+            train_lo_S=self.train_lo_S[kept_S],
+            train_hi_S=self.train_hi_S[kept_S],
+            valid_lo_S=nothing,
+            valid_hi_S=nothing,
+            test_lo_S=nothing,
+            test_hi_S=nothing,
+            timestamps_I=None if self.timestamps_I is None else self.timestamps_I[kept_I],
+            features_I={name: values[kept_I] for name, values in self.features_I.items()},
+        )
+
     def train_counts(self, num_items: int) -> np.ndarray:
         """How often each item occurs among train's interactions, int64 [N]."""
         items = self.items_I[self._asked_by("train")]

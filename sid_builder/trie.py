@@ -157,6 +157,35 @@ class SidTrie:
         last = leaf + 1 + int(np.searchsorted(self.extra_X, leaf, side="right"))
         return self.leaf_items_V[first:last]
 
+    def leaves_of(self, codes_RL: np.ndarray) -> np.ndarray:
+        """Leaves of many SIDs at once (-1 after the end of a short one), int64 [R]; -1: no item's SID."""
+        node_R = np.zeros(len(codes_RL), dtype=np.int64)
+        found_R = np.ones(len(codes_RL), dtype=bool)
+        for level in range(self.depth):
+            code_R = np.where(codes_RL[:, level] < 0, END, codes_RL[:, level])
+            low_R, last_R = (self.indptr[level][node_R + side].astype(np.int64) for side in (0, 1))
+            high_R = last_R
+            for _ in range(int((last_R - low_R).max(initial=0)).bit_length()):  # bisect all rows together
+                middle_R = (low_R + high_R) // 2
+                before_R = self.tok[level][np.minimum(middle_R, last_R - 1)] < code_R
+                open_R = low_R < high_R
+                low_R = np.where(open_R & before_R, middle_R + 1, low_R)
+                high_R = np.where(open_R & ~before_R, middle_R, high_R)
+            node_R = np.minimum(low_R, last_R - 1)
+            found_R &= (low_R < last_R) & (self.tok[level][node_R] == code_R)
+        return np.where(found_R, node_R, -1)
+
+    def items_of_leaves(self, leaves_R: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Items of many leaves, int64: which entry of `leaves_R` each belongs to (ascending), and its index.
+
+        Within a leaf the most frequent in train comes first.
+        """
+        sizes_R = self.leaf_size_M[leaves_R]
+        row_P = np.repeat(np.arange(len(leaves_R)), sizes_R)
+        place_P = np.arange(len(row_P)) - np.repeat(np.cumsum(sizes_R) - sizes_R, sizes_R)
+        first_R = leaves_R + np.searchsorted(self.extra_X, leaves_R)
+        return row_P, self.leaf_items_V[first_R[row_P] + place_P].astype(np.int64)
+
     @cached_property
     def leaf_size_M(self) -> np.ndarray:
         """How many items share each leaf, int64."""

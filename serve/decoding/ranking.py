@@ -1,9 +1,11 @@
-"""What a decoder returns and which items it may return."""
+"""What a decoder returns, which items it may return, and what is known of them beside the model."""
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 
+from sid_builder.errors import InputError
 from sid_builder.trie import SidTrie
 
 
@@ -18,6 +20,48 @@ class ItemFilter:
         """Bool per item index."""
         kept = ~np.isin(items, self.exclude)
         return kept if self.allow is None else kept & np.isin(items, self.allow)
+
+
+Form = Literal["linear", "log_linear"]
+
+
+@dataclass(frozen=True)
+class ItemPrior:
+    """How likely items are by another source than the model, and how much of the answer is left to it.
+
+    Attributes:
+        items_P: int64 item indices, ascending, each once; an item that is not named has no mass.
+        mass_P: float64, at least 0, in any unit: the items a request may get are normalised to 1.
+        weight: from 0 (the model alone) to 1 (the prior alone).
+        form: how the two are mixed (`prior_mass`).
+
+    Raises:
+        InputError: for a weight outside 0..1, a mass that is negative or no number, unsorted items.
+    """
+
+    items_P: np.ndarray
+    mass_P: np.ndarray
+    weight: float
+    form: Form = "linear"
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.weight <= 1.0:
+            raise InputError(f"prior: weight {self.weight} is outside 0..1")
+        if len(self.items_P) != len(self.mass_P) or (np.diff(self.items_P) <= 0).any():
+            raise InputError("prior: items and masses do not pair up; give each item once, ascending")
+        good = (self.mass_P >= 0) & (self.mass_P < np.inf)
+        if not good.all():
+            at = int(np.argmin(good))
+            raise InputError(
+                f"prior: item_index {self.items_P[at]} has mass {self.mass_P[at]}; give at least 0, not inf"
+            )
+
+    def mass_of(self, items: np.ndarray) -> np.ndarray:
+        """Masses of any items, float64; 0 for those not named."""
+        if not len(self.items_P):
+            return np.zeros(len(items))
+        at = np.minimum(np.searchsorted(self.items_P, items), len(self.items_P) - 1)
+        return np.where(self.items_P[at] == items, self.mass_P[at], 0.0)
 
 
 @dataclass(frozen=True)
@@ -39,14 +83,21 @@ class Ranking:
 
     @staticmethod
     def from_leaves(
-        trie: SidTrie, leaves_B: np.ndarray, scores_B: np.ndarray, item_filter: ItemFilter | None = None
+        trie: SidTrie,
+        leaves_B: np.ndarray,
+        scores_B: np.ndarray,
+        item_filter: ItemFilter | None = None,
+        prior: ItemPrior | None = None,
     ) -> "Ranking":
-        """Expand leaves in rank order into items: most frequent in train first, filtered ones dropped."""
-        sizes = trie.leaf_size_M[leaves_B]
-        offsets = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-        first = leaves_B + np.searchsorted(trie.extra_X, leaves_B)
-        items = trie.leaf_items_V[np.repeat(first, sizes) + offsets].astype(np.int64)
-        scores = np.repeat(scores_B, sizes)
+        """Expand leaves in rank order into items, filtered ones dropped.
+
+        Items of one SID: by the prior's mass if there is one, then most frequent in train first.
+        """
+        beam_K, items = trie.items_of_leaves(leaves_B)
+        if prior is not None and len(items) > len(leaves_B):
+            order = np.lexsort((-prior.mass_of(items), beam_K))  # stable
+            items = items[order]
+        scores = scores_B[beam_K]
         if item_filter is not None:
             kept = item_filter.keeps(items)
             items, scores = items[kept], scores[kept]

@@ -1,11 +1,9 @@
-"""Constrained beam search that reads each prompt once and grows all its beams as one tree.
+"""Constrained beam search that reads each prompt once and grows all its beams as one tree (`tree_model`).
 
-At level l the beam tokens of a request are rows of ONE sequence under a 4-D mask (each row sees the prompt,
-its ancestors and itself), so nothing is copied or re-ordered: P + K (L - 1) tokens per request in all, where
-`generate` feeds K (P + L). Scores are transformers' (log_softmax over the vocabulary, then the mask; no
-length penalty, no end step); the model's own generation_config is never read.
+Scores are transformers' (log_softmax over the vocabulary, then the mask; no length penalty, no end step); the
+model's own generation_config is never read.
 
-Legend: B requests, K beams, R = B * K rows, V vocabulary, H hidden size, E candidates.
+Legend: B requests, K beams, E candidates.
 """
 
 from collections.abc import Sequence
@@ -15,14 +13,14 @@ import numpy as np
 import torch
 from transformers import DynamicCache
 
-from prompts.branches import BranchBatch, check_attention
-from serve.decoding.ranking import ItemFilter, Ranking
-from serve.decoding.trie_step import Candidates, DeviceTrie, LeafFilters, select_beams
+from prompts.branches import BranchBatch
+from serve.decoding.prior_mass import PriorMass, joint_score
+from serve.decoding.ranking import Form, ItemFilter, ItemPrior, Ranking
+from serve.decoding.tree_model import Score, TreeModel, row_log_softmax
+from serve.decoding.trie_step import Candidates, DeviceTrie, select_beams
 from sid_builder.errors import InputError
 
-Score = Literal["full", "trie", "sid"]
 Constraint = Literal["trie", "none"]
-_MAX_LOGITS = 1 << 25  # logits held at once, and as many log-probs: 256 MiB
 
 
 def decode(
@@ -33,6 +31,7 @@ def decode(
     filters: Sequence[ItemFilter | None] | None = None,
     score: Score = "full",
     constraint: Constraint = "trie",
+    priors: Sequence[ItemPrior | None] | None = None,
 ) -> list[Ranking]:
     """Rank items for every prompt with a beam of width `k`.
 
@@ -45,132 +44,120 @@ def decode(
             tokens; "sid": over SID tokens only, which skips the rest of the head.
         constraint: "none" searches the free vocabulary for as many steps as the SIDs are deep (no filters),
             to measure what the trie buys; a beam that has spelt a short SID waits with its score.
+        priors: per request, or None. A request with a prior is ranked by model and prior together
+            (`prior_mass`), for which the model is renormalised over the legal tokens whatever `score` is. One
+            without, with weight 0, or whose prior knows none of the items it may get, is ranked as if no
+            priors had been given.
 
     Returns:
         One `Ranking` per prompt with k beams, or all there are if fewer are legal.
 
     Raises:
-        InputError: for k < 1, empty prompts, filters under a free beam, or attention that takes no 4-D mask.
+        InputError: for k < 1, empty prompts, filters or priors under a free beam, attention that takes no 4-D
+            mask, priors over items that are not in the catalogue or of several forms.
     """
     if k < 1:
         raise InputError(f"num_beams: {k}; at least 1 is needed")
     if not len(prompts):
         return []
-    beam = _TreeBeam(model, trie, k, score)
     if constraint == "none":
-        if filters is not None:
-            raise InputError("constraint: 'none' cannot honour item filters; use 'trie'")
-        return beam.free(prompts)
-    return beam.constrained(prompts, filters or [None] * len(prompts))
+        if filters is not None or priors is not None:
+            raise InputError("constraint: 'none' cannot honour item filters or priors; use 'trie'")
+        return _FreeBeam(model, trie, score).search(prompts, k)
+    kept = filters or [None] * len(prompts)
+    beam = BeamChooser(len(prompts), k, trie.device)
+    used: list[ItemPrior | None] = [None] * len(prompts)
+    if priors is not None:
+        mass = PriorMass(trie, priors, kept)
+        used = mass.used
+        if all(used):
+            score = "trie"  # what the mixture needs, and quicker than to come to it from the whole vocabulary
+        if any(used):
+            beam = PriorBeam(k, mass, mass.weight_B, mass.form, normalised=all(used))
+    (leaves_BK,) = TreeModel(model, trie, score).descend(prompts, kept, [beam])
+    return [
+        Ranking.from_leaves(trie.trie, leaves, scores, item_filter, prior)
+        for (leaves, scores), item_filter, prior in zip(beam.found(leaves_BK), kept, used, strict=True)
+    ]
 
 
-class _TreeBeam:
-    """One search: the model's two halves and the state of the cache."""
+class BeamChooser:
+    """The `num_beams` best prefixes of each request: score descending, then codes ascending."""
 
-    def __init__(self, model: Any, trie: DeviceTrie, num_beams: int, score: Score) -> None:
-        inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-        check_attention(inner.config)
-        self.backbone = inner.base_model
-        self.head = inner.get_output_embeddings()
-        self.config = inner.config
-        self.trie = trie
+    def __init__(self, num_requests: int, num_beams: int, device: torch.device) -> None:
         self.num_beams = num_beams
-        self.score = score
-        self.dtype = self.backbone.get_input_embeddings().weight.dtype
+        self.scores_BK = torch.zeros(num_requests, 1, device=device)
 
-    def _forward(self, batch: BranchBatch, cache: DynamicCache) -> torch.Tensor:
-        """Last hidden states [B, Q, H] of a batch behind the cache."""
-        output = self.backbone(
-            input_ids=batch.input_ids_BQ,
-            position_ids=batch.position_ids_BQ,
-            attention_mask=batch.attention_mask(self.dtype),
-            past_key_values=cache,
-            use_cache=True,
+    def choose(self, candidates: Candidates, width: int, step_E: torch.Tensor) -> torch.Tensor:
+        request_E = candidates.row_E // width
+        total_E = self.scores_BK.flatten()[candidates.row_E] + step_E
+        # Slots without a beam have score -inf, and so have all that would grow from them.
+        chosen_BK, self.scores_BK = select_beams(
+            total_E, request_E, candidates.child_E, len(self.scores_BK), self.num_beams
         )
-        return output.last_hidden_state
+        return chosen_BK
 
-    def _sid_head(self, hidden_RH: torch.Tensor) -> torch.Tensor:
-        """Logits of the SID tokens alone; a head in an adapter is run whole, its weight is not all of it."""
-        columns = self.trie.sid_token_ids
-        if type(self.head) is not torch.nn.Linear:
-            return self.head(hidden_RH)[:, columns]
-        bias = None if self.head.bias is None else self.head.bias[columns]
-        return torch.nn.functional.linear(hidden_RH, self.head.weight[columns], bias)
+    def found(self, leaves_BK: torch.Tensor) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Leaves (int64) and scores (float32) per request, of the leaves at which the walk has ended."""
+        rows = zip(leaves_BK.cpu().numpy(), self.scores_BK.cpu().numpy(), strict=True)
+        return [(leaves[leaves >= 0], scores[leaves >= 0]) for leaves, scores in rows]
 
-    def _candidate_scores(self, hidden_RH: torch.Tensor, candidates: Candidates) -> torch.Tensor:
-        """Log-prob of every candidate's token given its row, fp32 [E]; 0 where the SID has already ended."""
-        slot = candidates.token_E.clamp(min=0)
-        if self.score == "sid":
-            columns = self.trie.sid_token_ids
-            slot = torch.searchsorted(columns, slot).clamp(max=len(columns) - 1)
-            head, width = self._sid_head, len(columns)
-        else:
-            head, width = self.head, self.config.get_text_config().vocab_size
-        rows_at_once = max(1, _MAX_LOGITS // width)
-        scores = torch.empty(len(slot), dtype=torch.float32, device=slot.device)
-        for start in range(0, len(hidden_RH), rows_at_once):
-            block = hidden_RH[start : start + rows_at_once]
-            logits = head(block).float()
-            bounds = torch.tensor([start, start + len(block)], device=slot.device)
-            first, last = torch.searchsorted(candidates.row_E, bounds).tolist()
-            local = candidates.row_E[first:last] - start
-            if self.score == "trie":
-                values = logits[local, slot[first:last]]
-                peak = torch.full((len(block),), -torch.inf, device=slot.device).scatter_reduce(
-                    0, local, values, "amax"
-                )
-                total = torch.zeros(len(block), device=slot.device).index_add(
-                    0, local, (values - peak[local]).exp()
-                )
-                scores[first:last] = values - (peak + total.log())[local]
-            else:  # on CPU log_softmax is one vectorised pass, several times faster than logsumexp
-                scores[first:last] = logits.log_softmax(dim=1)[local, slot[first:last]]
-        return scores.masked_fill_(candidates.token_E < 0, 0.0)
 
-    @torch.inference_mode()
-    def constrained(
-        self, prompts: Sequence[Sequence[int]], filters: Sequence[ItemFilter | None]
-    ) -> list[Ranking]:
-        trie, num_requests = self.trie, len(prompts)
-        leaf_filters = LeafFilters(trie, filters)
-        batch = BranchBatch.from_trunks(prompts, pad_id=0).to(trie.device)
-        cache = DynamicCache(config=self.config)
-        hidden_BQH = self._forward(batch, cache)[:, -1:]
-        batch = batch.last_rows()
-        nodes_BK = torch.zeros(num_requests, 1, dtype=torch.long, device=trie.device)
-        scores_BK = torch.zeros(num_requests, 1, device=trie.device)
-        for level in range(trie.depth):
-            width = nodes_BK.shape[1]
-            candidates = trie.children(nodes_BK.flatten(), level)
-            candidates = leaf_filters.keep(candidates, candidates.row_E // width, level)
-            request_E = candidates.row_E // width
-            step_E = self._candidate_scores(hidden_BQH.flatten(0, 1), candidates)
-            total_E = scores_BK.flatten()[candidates.row_E] + step_E
-            chosen_BK, scores_BK = select_beams(
-                total_E, request_E, candidates.child_E, num_requests, self.num_beams
-            )
-            if chosen_BK.shape[1] == 0:
-                break
-            # Slots without a beam point at candidate 0: their score is -inf and stays so.
-            safe = chosen_BK.clamp(min=0)
-            nodes_BK = candidates.child_E[safe]
-            if level + 1 == trie.depth:
-                break
-            parent_BK = (candidates.row_E[safe] % width).masked_fill(chosen_BK < 0, 0)
-            batch = batch.grow(parent_BK, candidates.token_E[safe].clamp(min=0))
-            hidden_BQH = self._forward(batch, cache)
-        leaves, scores = nodes_BK.cpu().numpy(), scores_BK.cpu().numpy()
-        return [
-            Ranking.from_leaves(trie.trie, row[score > -np.inf], score[score > -np.inf], item_filter)
-            for row, score, item_filter in zip(leaves, scores, filters, strict=True)
-        ]
+class PriorBeam(BeamChooser):
+    """The best prefixes by model and prior together (`prior_mass`); weight 0 gives exactly the plain beam.
+
+    Args:
+        weight_B: float64, the prior's weight per request; 0 where the prior is not in use.
+        normalised: whether the model's scores are renormalised over the legal tokens already; weight 0 is
+            then the plain beam up to rounding.
+
+    Attributes:
+        model_BK: float64 log P_model of the prefixes kept; without meaning where there is none.
+    """
+
+    def __init__(
+        self, num_beams: int, prior: PriorMass, weight_B: torch.Tensor, form: Form, normalised: bool
+    ) -> None:
+        super().__init__(len(weight_B), num_beams, weight_B.device)
+        self.prior, self.weight_B, self.form = prior, weight_B, form
+        self.normalised, self.level = normalised, 0
+        self.plain_BK = torch.zeros_like(self.scores_BK)
+        self.model_BK = torch.zeros_like(self.scores_BK, dtype=torch.float64)
+
+    def choose(self, candidates: Candidates, width: int, step_E: torch.Tensor) -> torch.Tensor:
+        self.level += 1
+        row_E, num_requests = candidates.row_E, len(self.weight_B)
+        request_E = row_E // width
+        # Log-probs over more tokens than the legal ones differ from those over them by a constant.
+        legal_E = step_E if self.normalised else row_log_softmax(step_E, row_E, num_requests * width)
+        model_E = self.model_BK.flatten()[row_E] + legal_E
+        weight_E = self.weight_B[request_E]
+        mass_E = self.prior.of_nodes(candidates.child_E, request_E, self.level, self.form)
+        total_E = joint_score(model_E, mass_E.log(), weight_E, self.form).float()
+        if not self.normalised:
+            plain_E = self.plain_BK.flatten()[row_E] + step_E
+            total_E = torch.where(weight_E > 0, total_E, plain_E)
+        # A slot without a beam stands at some node all the same, and the prior may have mass there.
+        total_E.masked_fill_(self.scores_BK.flatten()[row_E] == -torch.inf, -torch.inf)
+        chosen_BK, self.scores_BK = select_beams(
+            total_E, request_E, candidates.child_E, num_requests, self.num_beams
+        )
+        kept_BK = chosen_BK.clamp(min=0)
+        self.model_BK = model_E[kept_BK]
+        if not self.normalised:
+            self.plain_BK = plain_E[kept_BK]
+        return chosen_BK
+
+
+class _FreeBeam(TreeModel):
+    """A beam over the free vocabulary."""
 
     @torch.inference_mode()
-    def free(self, prompts: Sequence[Sequence[int]]) -> list[Ranking]:
+    def search(self, prompts: Sequence[Sequence[int]], num_beams: int) -> list[Ranking]:
         trie, num_requests = self.trie, len(prompts)
         batch = BranchBatch.from_trunks(prompts, pad_id=0).to(trie.device)
         cache = DynamicCache(config=self.config)
-        hidden_BQH = self._forward(batch, cache)[:, -1:]
+        hidden_BQH = self.forward(batch, cache)[:, -1:]
         batch = batch.last_rows()
         scores_BK = torch.zeros(num_requests, 1, device=trie.device)
         paths_BKl = torch.empty(num_requests, 1, 0, dtype=torch.long, device=trie.device)
@@ -179,12 +166,12 @@ class _TreeBeam:
             logprobs = self.head(hidden_BQH).float().log_softmax(dim=-1)
             vocabulary = logprobs.shape[-1]
             # The best B of a request lie among the best B of each beam.
-            best = logprobs.topk(min(self.num_beams, vocabulary), dim=-1)
+            best = logprobs.topk(min(num_beams, vocabulary), dim=-1)
             wait_B = torch.full_like(best.values[0, 0], -torch.inf)
             wait_B[0] = 0.0
             steps = torch.where(ended_BK[:, :, None], wait_B, best.values)
             totals = (scores_BK[:, :, None] + steps).flatten(1)
-            scores_BK, chosen = totals.topk(min(self.num_beams, totals.shape[1]), dim=1)
+            scores_BK, chosen = totals.topk(min(num_beams, totals.shape[1]), dim=1)
             parent_BK = chosen // best.indices.shape[2]
             token_BK = torch.gather(best.indices.flatten(1), 1, chosen)
             token_BK = token_BK.masked_fill(torch.gather(ended_BK, 1, parent_BK), -1)
@@ -196,7 +183,7 @@ class _TreeBeam:
                 ]
                 ended_BK = torch.tensor(ended, device=trie.device)
                 batch = batch.grow(parent_BK, token_BK.clamp(min=0))
-                hidden_BQH = self._forward(batch, cache)
+                hidden_BQH = self.forward(batch, cache)
         return [
             self._free_ranking(paths, scores)
             for paths, scores in zip(paths_BKl.tolist(), scores_BK.cpu().numpy(), strict=True)

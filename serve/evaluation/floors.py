@@ -14,6 +14,7 @@ import torch
 
 from serve.evaluation.metrics import COVERAGE_CUTOFF, RankedCases
 from sid_builder.interactions import Histories, Interactions
+from sid_builder.priors.transitions import TransitionCounts
 from sid_builder.trie import SidTrie
 
 HOP_WEIGHTS = (1.0, 0.5, 0.25, 0.12)
@@ -36,17 +37,9 @@ def popularity(interactions: Interactions, num_items: int) -> ScoreBatch:
 
 def transition_counts(interactions: Interactions, num_items: int) -> sp.csr_matrix:
     """C[x, y] [N, N]: weight w_d for every train target y that has x at distance d = 1..4 before it."""
-    cases = interactions.histories("train")
-    target_at = interactions.indptr_S1[cases.sequence_C] + cases.position_C
-    counts = sp.csr_matrix((num_items, num_items))
-    for distance, weight in enumerate(HOP_WEIGHTS, start=1):
-        reaches = cases.position_C >= distance
-        source = interactions.items_I[target_at[reaches] - distance]
-        target = interactions.items_I[target_at[reaches]]
-        known = (source >= 0) & (target >= 0)
-        pairs = (source[known], target[known])
-        counts = counts + sp.coo_matrix((np.full(known.sum(), weight), pairs), counts.shape).tocsr()
-    return counts
+    counts = TransitionCounts.count(interactions, num_items, len(HOP_WEIGHTS))
+    weighted_P = counts.counts_PD @ np.array(HOP_WEIGHTS)
+    return sp.csr_matrix((weighted_P, counts.targets_P, counts.indptr_N1), (num_items, num_items))
 
 
 def one_hop(interactions: Interactions, num_items: int) -> ScoreBatch:

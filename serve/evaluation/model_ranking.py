@@ -10,6 +10,7 @@ import numpy as np
 from tqdm import tqdm
 
 from serve import DECODERS
+from serve.decoding.fitted_prior import FittedPrior
 from serve.decoding.ranking import ItemFilter, Ranking
 from serve.decoding.recommender import Recommender
 from serve.evaluation.metrics import COVERAGE_CUTOFF, RankedCases, metrics_of_ranks
@@ -41,6 +42,7 @@ def rank_targets(
     batch_tokens: int = DEFAULT_BATCH_TOKENS,
     progress: bool = True,
     wording: int = 0,
+    prior: FittedPrior | None = None,
 ) -> RankedCases:
     """Decode every case's seqrec prompt and find its target in the list.
 
@@ -52,14 +54,20 @@ def rank_targets(
         exclude_history: leave the items of the whole given history out; None: if the data has no repeats.
         batch_tokens: prompt and beam tokens decoded at once, padding included; at least one case.
         wording: number of the seqrec template that asks, in the model's prompt pack.
+        prior: fused with the model; the decoder is given `priors=` for it.
 
     Raises:
-        InputError: for num_beams < 1, unknown decoders, and settings the decoder cannot honour.
+        InputError: for num_beams < 1, unknown decoders, settings the decoder cannot honour, and a prior that
+            has counted what the cases ask for.
     """
     if num_beams < 1:
         raise InputError(f"num_beams: {num_beams}; at least 1 is needed")
     if exclude_history is None:
         exclude_history = not histories.interactions.has_repeats
+    if prior is not None and prior.newer is not None:
+        raise InputError(
+            "prior: has counted new interactions, valid's and test's targets among them; fit it again without"
+        )
     decode = resolve(DECODERS, decoder, "decoder")
     trie = recommender.index.trie
     free = constraint == "none"
@@ -77,8 +85,11 @@ def rank_targets(
             for cases, prompts in batches(recommender, histories, batch_tokens, num_beams, wording):
                 filters = [_history_filter(histories, case) for case in cases] if exclude_history else None
                 given = None if free else filters
+                fused = {}  # other decoders need not know of priors
+                if prior is not None:
+                    fused["priors"] = prior.of_histories([histories.history(case) for case in cases])
                 rankings = decode(
-                    recommender.model, prompts, recommender.trie, num_beams, given, score, constraint
+                    recommender.model, prompts, recommender.trie, num_beams, given, score, constraint, **fused
                 )
                 for row, (case, ranking) in enumerate(zip(cases, rankings, strict=True)):
                     items = ranking.items_K

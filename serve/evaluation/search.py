@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from tqdm import tqdm
 
+from prompts.budget import FittedPrompt, warn_of_cuts
 from prompts.intents import Intent, IntentKind, Intents, IntentSplit
 from prompts.template import PromptTemplate
 from serve import DECODERS
@@ -108,8 +109,8 @@ def check_catalog(intents: Intents, catalog: Catalog, name: str) -> None:
             )
 
 
-def search_prompt(template: PromptTemplate, intent: Intent) -> list[int]:
-    """Prompt ids of a request, worded as in training: in the first wording of itemsearch, else of query2sid,
+def search_prompt(template: PromptTemplate, intent: Intent) -> FittedPrompt:
+    """The prompt of a request, worded as in training: in the first wording of itemsearch, else of query2sid,
     that holds its words and its history.
 
     Raises:
@@ -122,7 +123,7 @@ def search_prompt(template: PromptTemplate, intent: Intent) -> list[int]:
                 turns = list(zip(intent.turns[:-1], intent.shown, strict=True))
                 words: dict[str, str] = {intent.kind: intent.text}
                 asked = template.pack.tasks[task][wording]
-                return template.encode_prompt(template.user_text(asked, intent.history, turns, words), turns)
+                return template.fitted(asked, intent.history, turns, words)
     behind = " and a history" if intent.history else ""
     raise InputError(
         f"kinds: the model's prompt pack has no wording of {' or '.join(SEARCH_TASKS)} for {{{intent.kind}}}"
@@ -133,13 +134,17 @@ def search_prompt(template: PromptTemplate, intent: Intent) -> list[int]:
 def model_lists(
     recommender: Recommender, cases: SearchCases, num_beams: int, decoder: str, batch_tokens: int
 ) -> SearchLists:
-    """Decode every request under the trie, without the items that are excluded for it.
+    """Decode every request under the trie, without the items that are excluded for it. Warns once of all
+    prompts that had a text cut to fit.
 
     Raises:
         InputError: from `search_prompt`, for unknown decoders, and settings the decoder cannot honour.
     """
     decode = resolve(DECODERS, decoder, "decoder")
-    prompts = [search_prompt(recommender.template, intent) for intent in cases.intents]
+    template = recommender.template
+    fitted = [search_prompt(template, intent) for intent in cases.intents]
+    warn_of_cuts((prompt.cut_from for prompt in fitted), template.pack.max_prompt_tokens)
+    prompts = [prompt.ids for prompt in fitted]
     items_CK = np.full((len(cases), LIST_SIZE), -1, dtype=np.int64)
     started = time.monotonic()
     with tqdm(total=len(cases), desc="model", unit="request", mininterval=1.0, disable=None) as bar:

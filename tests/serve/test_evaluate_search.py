@@ -200,7 +200,7 @@ def test_prompts_are_those_of_training(shop_recommender):
     alone, conversation, behind = REQUESTS[0], REQUESTS[2], REQUESTS[3]
 
     def read(intent):
-        return template.tokenizer.decode(search_prompt(template, intent))
+        return template.tokenizer.decode(search_prompt(template, intent).ids)
 
     spell, end = template.index.semantic_ids.spell, template.tokenizer.eos_token
     assert read(alone) == f"a red tent{end}"
@@ -229,11 +229,20 @@ def test_model_lists_are_the_beams_without_what_is_excluded(shop_recommender):
     cases = cases_of(*requests)
     lists = model_lists(shop_recommender, cases, 50, "tree_beam", batch_tokens=300)
     for case, intent in enumerate(requests):
-        prompt = search_prompt(shop_recommender.template, intent)
+        prompt = search_prompt(shop_recommender.template, intent).ids
         left_out = ItemFilter(exclude=np.array([*intent.shown, *intent.history], dtype=np.int64))
         (ranking,) = decode(shop_recommender.model, [prompt], shop_recommender.trie, 50, [left_out])
         assert lists.items_CK[case].tolist() == ranking.items_K[:LIST_SIZE].tolist()
         assert not set(lists.items_CK[case].tolist()) & {*intent.shown, *intent.history}
+
+
+def test_a_long_request_is_cut_as_in_training(shop_recommender):
+    long = Intent("query", ("a red tent " * 300,), 4)
+    prompt, template = search_prompt(shop_recommender.template, long), shop_recommender.template
+    assert prompt.ids == template.render("itemsearch", 4, query=long.text).prompt_ids
+    with pytest.warns(UserWarning, match=r"max_prompt_tokens: 1 prompt\(s\) were over .* tokens"):
+        lists = model_lists(shop_recommender, cases_of(REQUESTS[0], long), 50, "tree_beam", 4096)
+    assert (lists.items_CK >= 0).any(axis=1).all()
 
 
 # ---- command

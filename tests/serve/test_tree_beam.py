@@ -9,7 +9,7 @@ import torch
 from transformers import GenerationConfig
 
 from prompts.template import PromptTemplate
-from serve.decoding import generate, tree_beam
+from serve.decoding import generate, tree_beam, tree_model
 from serve.decoding.ranking import ItemFilter, Ranking
 from sid_builder.errors import InputError
 from sid_builder.semantic_ids import SemanticIds
@@ -296,7 +296,7 @@ def test_batches_change_nothing(wide):
 def test_blocks_of_the_head_change_nothing(wide, monkeypatch):
     prompts = ragged_prompts(wide, 4)
     whole = tree_beam.decode(wide.model, prompts, wide.trie, 20)
-    monkeypatch.setattr(tree_beam, "_MAX_LOGITS", 7 * 700)
+    monkeypatch.setattr(tree_model, "_MAX_LOGITS", 7 * 700)
     for mine, peer in zip(tree_beam.decode(wide.model, prompts, wide.trie, 20), whole, strict=True):
         assert_same(mine, codes_of(peer), peer.beam_scores_B)
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from rl.rewards.completions import BoundReward
-from rl.rollout import BeamRollout
+from rl.rollout import Rollout
+from rl.rollout_options import RolloutOptions
 from serve.decoding import tree_beam
 from serve.decoding.ranking import ItemFilter
 from serve.decoding.sid_walk import INLINE, ITEMS, RowTokens, SidWalk
@@ -22,6 +23,7 @@ from sid_builder.repairs import RepairInput
 from sid_builder.repairs.append_token import AppendTokenOptions, repair
 from sid_builder.trie import END
 from tests.builders import make_index, make_recommender
+from tests.rl.builders import RolloutTrainer
 from tests.serve.test_tree_beam import assert_same, codes_of, forced_logits, ragged_prompts, reference
 from tests.sft.builders import make_interactions
 
@@ -183,25 +185,19 @@ def test_evaluation_ranks_every_target(made):
     np.testing.assert_array_equal(floor.item_rank_C, floor.sid_rank_C)
 
 
-def test_rollouts_and_rewards_see_whole_sids(made):
-    from types import SimpleNamespace
-
-    history, target, size = [4, 8, 15], 16, 30
+@pytest.mark.parametrize("mode", ["beam", "sample", "mixed"])
+def test_rollouts_and_rewards_see_whole_sids(made, mode):
+    history, size = [4, 8, 15], 30
     text = made.template.user_text(made.template.pack.templates("seqrec")[0], history)
-    trainer = SimpleNamespace(
-        model=made.model,
-        num_generations=size,
-        num_generations_eval=size,
-        rollout_rows=[{"history": history, "target_item": target}] * size,
-        accelerator=SimpleNamespace(unwrap_model=lambda model: model),
+    case = {"prompt": made.template.messages(text), "history": history, "target_item": 16}
+    rolled = RolloutTrainer(made.model, [case], size).roll(
+        Rollout(made.template, RolloutOptions(mode), exclude_history=False)
     )
-    rolled = BeamRollout(made.template, False)([made.template.messages(text)] * size, trainer)
     decoded = [made.template.vocabulary.decode(ids) for ids in rolled["completion_ids"]]
     items = [made.index.semantic_ids.items_of(codes)[0] for codes in decoded]
-    assert len(set(items)) == size and len({len(codes) for codes in decoded}) > 1
+    assert (len(set(items)) == size) is (mode != "sample") and len({len(codes) for codes in decoded}) > 1
     target = next(item for item in items if len(sid_of(made.index, item)) == 2)
     reward = BoundReward("hit", lambda rows: rows.hit_C, made.index, made.template.vocabulary)
-    values = reward(
-        rolled["completion_ids"], [target] * size, rolled["beam_rank"], rolled["group"], rolled["beam_score"]
-    )
+    columns = (rolled[name] for name in ("beam_rank", "group", "beam_score"))
+    values = reward(rolled["completion_ids"], [target] * size, *columns, [history] * size)
     assert values == [float(item == target) for item in items]

@@ -1,6 +1,9 @@
 """Splits, histories and what may be unknown."""
 
+import dataclasses
+
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from sid_builder.errors import InputError
@@ -29,6 +32,29 @@ def test_leave_one_out():
     assert len(taken) == 1 and taken.targets_C.tolist() == [9]
     with pytest.raises(InputError, match="split: 'dev'"):
         interactions.histories("dev")
+
+
+def test_only_train_leaves_nothing_of_valid_and_test():
+    rows = [np.array([0, 1, 2, 3, 4]), np.array([5, 6]), np.array([7, 8, 9])]
+    full = Interactions.from_csr(
+        pa.array(["a", "b", "c"]),
+        np.array([0, 5, 7, 10]),
+        np.concatenate(rows).astype(np.int32),
+        timestamps_I=np.arange(10) * 100,
+        features_I={"rating": np.arange(10, dtype=np.float32)},
+    )
+    train = full.only_train()
+    assert train.items_I.tolist() == [0, 1, 2, 5, 6, 7]
+    assert train.timestamps_I.tolist() == [0, 100, 200, 500, 600, 700]
+    assert train.features_I["rating"].tolist() == [0, 1, 2, 5, 6, 7]
+    assert cases(train, "train") == cases(full, "train")
+    assert len(train.histories("valid")) == len(train.histories("test")) == 0
+    assert train.train_counts(10).tolist() == full.train_counts(10).tolist()
+    # Rows that were split before they came: a valid row goes as a whole, its history included.
+    presplit = dataclasses.replace(full, train_lo_S=np.array([4, 0, 2]), train_hi_S=np.array([5, 0, 3]))
+    train = presplit.only_train()
+    assert train.users.to_pylist() == ["a", "c"]
+    assert train.items_I.tolist() == [0, 1, 2, 3, 4, 7, 8, 9]
 
 
 def test_repeats_count_within_a_sequence_only():

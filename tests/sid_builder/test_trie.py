@@ -49,6 +49,24 @@ def test_children_and_nodes_match_a_set_of_prefixes(codes):
 
 
 @pytest.mark.parametrize("codes", CASES, ids=["fixed", "variable", "one item", "one level"])
+def test_many_sids_are_found_at_once(codes):
+    trie = SidTrie.build(codes, np.arange(len(codes)))
+    rng = np.random.default_rng(0)
+    wrong = codes[rng.integers(0, len(codes), 200)].copy()
+    wrong[np.arange(200), rng.integers(0, trie.depth, 200)] = rng.integers(-1, 12, 200)
+    asked = np.concatenate([codes, wrong, np.full((1, trie.depth), -1)])
+    leaves = trie.leaves_of(asked)
+    by_path = {path: trie.leaf_of(path) for path in paths_of(codes)}
+    whole = [tuple(row[row >= 0]) if (np.sort(row < 0) == (row < 0)).all() else None for row in asked]
+    assert leaves.tolist() == [by_path.get(path, -1) for path in whole]
+    assert trie.leaves_of(asked[:0]).shape == (0,)
+    chosen = rng.permutation(trie.num_leaves)
+    rows, items = trie.items_of_leaves(chosen)
+    expected = [(row, item) for row, leaf in enumerate(chosen) for item in trie.items_of_leaf(leaf).tolist()]
+    assert list(zip(rows.tolist(), items.tolist(), strict=True)) == expected
+
+
+@pytest.mark.parametrize("codes", CASES, ids=["fixed", "variable", "one item", "one level"])
 def test_leaves_hold_exactly_the_items_below_a_node(codes):
     trie, paths = SidTrie.build(codes), paths_of(codes)
     for prefix in {path[:length] for path in paths for length in range(trie.depth + 1)}:
