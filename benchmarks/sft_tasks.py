@@ -164,6 +164,8 @@ def one_run(variant: str, seed: int, sid_dir: Path, runs: Path, epochs: float, t
     cpu_seconds = train(variant, seed, sid_dir, directory, epochs)
     log = json.loads((directory / "log_history.json").read_text(encoding="utf-8"))
     run = open_artifact(directory, "sft")
+    # Where things lay on a machine is nobody's business: what they hold is hashed under `inputs`.
+    run.config["sft"]["sid_dir"], run.config["trl"]["output_dir"] = "sids", directory.name
     return {
         "variant": variant,
         "seed": seed,

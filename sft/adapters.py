@@ -4,11 +4,11 @@ from typing import Any
 
 from peft import LoraConfig
 
-from sft.arguments import SftArguments
+from sft.arguments import TrainingOptions
 from sft.vocabulary import trainable_rows
 
 
-def lora_config(args: SftArguments, model: Any, sid_token_ids: list[int]) -> LoraConfig:
+def lora_config(args: TrainingOptions, model: Any, sid_token_ids: list[int]) -> LoraConfig:
     """Adapters on the linear layers, and the SID rows (or the whole embeddings) trained beside them."""
     options = args.lora
     settings: dict[str, Any] = {

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from sft import TASKS
 from sft.launch import check_sharding, precision_defaults
@@ -64,38 +64,10 @@ class LayoutOptions:
     )
 
 
-@dataclass
-class SftArguments:
-    """What sidereal adds to TRL's SFTConfig (whose flags this command takes as well)."""
+@dataclass(kw_only=True)
+class TrainingOptions:
+    """How to train, whatever it is that is learnt: what `sft.train` and `sft.refresh` share."""
 
-    sid_dir: str = field(metadata={"help": "directory written by sid_builder.build"})
-    model_name_or_path: str | None = field(
-        default=None,
-        metadata={"help": "checkpoint to extend: hub name or path; leave out with --from_scratch"},
-    )
-    from_scratch: ScratchConfig | None = field(
-        default=None,
-        metadata={"help": "build a small decoder from its config and a tokenizer from the catalogue"},
-    )
-    prompt_pack: str = field(default="chat", metadata={"help": "chat, instruction, plain, or a YAML file"})
-    max_history: int | None = field(default=None, metadata={"help": "items in a prompt; default: the pack's"})
-    max_prompt_tokens: int | None = field(
-        default=None, metadata={"help": "prompt budget; default: the pack's"}
-    )
-    task_weights: dict[str, float] | None = field(
-        default=None, metadata={"help": "passes over each task's data, e.g. {seqrec: 1.0, title2sid: 2.0}"}
-    )
-    intents: str | None = field(
-        default=None,
-        metadata={"help": "requests in words (sft.compose_intents, or JSONL): for itemsearch and its kin"},
-    )
-    hold_out_last: bool = field(
-        default=False,
-        metadata={
-            "help": "leave each sequence's last train item to RL: on answers learnt by heart, rewards "
-            "teach nothing"
-        },
-    )
     training: Literal["lora", "full"] = field(
         default="lora", metadata={"help": "adapters + new rows, or all weights"}
     )
@@ -128,14 +100,78 @@ class SftArguments:
     overwrite: bool = field(default=False, metadata={"help": "replace a finished run in output_dir"})
 
     def __post_init__(self) -> None:
-        if self.task_weights is None:
-            self.task_weights = {"seqrec": 1.0, "title2sid": 1.0, "sid2title": 1.0}
         if self.training == "lora" and self.lora is None:
             self.lora = LoraOptions()
 
-    def lazy_defaults(self) -> dict[str, bool]:
+    def lazy_defaults(self) -> dict[str, Any]:
         """A plan needs no GPU: TRL, which refuses bf16 without one, is told not to look for it."""
         return {"use_cpu": True} if self.plan else precision_defaults()
+
+    def check_training(self) -> None:
+        """What can be known of these options before torch is imported."""
+        if self.load_in_4bit and self.training != "lora":
+            raise InputError("load_in_4bit: quantised weights cannot be trained in full; use training: lora")
+        for name in ("valid_cases", "patience"):
+            if getattr(self, name) < 0:
+                raise InputError(f"{name}: {getattr(self, name)}; give 0 (off) or more")
+        if self.new_tokens.warmup_steps < 0:
+            raise InputError(f"new_tokens.warmup_steps: {self.new_tokens.warmup_steps}; give 0 or more")
+        layout = self.layout
+        if layout.batches == "padding_free" and layout.positions != "windows":
+            raise InputError(
+                "layout.batches: 'padding_free' has no mask for branches; set layout.positions: windows"
+            )
+        if layout.attention == "flash_attention_2" and layout.batches != "padding_free":
+            raise InputError(
+                f"layout.attention: 'flash_attention_2' takes no 4-D mask, which batches: {layout.batches!r} "
+                "needs; set layout.batches: padding_free"
+            )
+        check_sharding(self)
+
+
+@dataclass(kw_only=True)
+class TrainingData:
+    """What `sft.train` begins with and learns."""
+
+    sid_dir: str = field(metadata={"help": "directory written by sid_builder.build"})
+    model_name_or_path: str | None = field(
+        default=None,
+        metadata={"help": "checkpoint to extend: hub name or path; leave out with --from_scratch"},
+    )
+    from_scratch: ScratchConfig | None = field(
+        default=None,
+        metadata={"help": "build a small decoder from its config and a tokenizer from the catalogue"},
+    )
+    prompt_pack: str = field(default="chat", metadata={"help": "chat, instruction, plain, or a YAML file"})
+    max_history: int | None = field(default=None, metadata={"help": "items in a prompt; default: the pack's"})
+    max_prompt_tokens: int | None = field(
+        default=None,
+        metadata={"help": "prompt budget, to which histories and texts are cut; default: the pack's"},
+    )
+    task_weights: dict[str, float] | None = field(
+        default=None, metadata={"help": "passes over each task's data, e.g. {seqrec: 1.0, title2sid: 2.0}"}
+    )
+    intents: str | None = field(
+        default=None,
+        metadata={"help": "requests in words (sft.compose_intents, or JSONL): for itemsearch and its kin"},
+    )
+    hold_out_last: bool = field(
+        default=False,
+        metadata={
+            "help": "leave each sequence's last train item to RL: on answers learnt by heart, rewards "
+            "teach nothing"
+        },
+    )
+
+
+@dataclass(kw_only=True)
+class SftArguments(TrainingOptions, TrainingData):  # in --help, the flags of the last base come first
+    """What sidereal adds to TRL's SFTConfig (whose flags this command takes as well)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.task_weights is None:
+            self.task_weights = {"seqrec": 1.0, "title2sid": 1.0, "sid2title": 1.0}
 
     def check(self) -> None:
         """Everything that can be known before torch is imported."""
@@ -158,34 +194,14 @@ class SftArguments:
                 f"new_tokens.warmup_steps: {self.new_tokens.warmup_steps} would teach rows to random weights "
                 "of from_scratch; leave it out"
             )
-        if self.load_in_4bit and self.training != "lora":
-            raise InputError("load_in_4bit: quantised weights cannot be trained in full; use training: lora")
         if not Path(self.sid_dir).is_dir():
             raise InputError(f"sid_dir: {self.sid_dir!r} is no directory; run sid_builder.build first")
-        for name in ("valid_cases", "patience"):
-            if getattr(self, name) < 0:
-                raise InputError(f"{name}: {getattr(self, name)}; give 0 (off) or more")
         if self.max_history is not None and self.max_history < 1:
             raise InputError(f"max_history: {self.max_history}; at least 1 item is needed")
         if self.intents is not None and not Path(self.intents).exists():
             raise InputError(f"intents: {self.intents!r} does not exist; run sft.compose_intents first")
-        if self.new_tokens.warmup_steps < 0:
-            raise InputError(f"new_tokens.warmup_steps: {self.new_tokens.warmup_steps}; give 0 or more")
-        self._check_layout()
-        check_sharding(self)
+        self.check_training()
         check_weights(self.task_weights or {})
-
-    def _check_layout(self) -> None:
-        layout = self.layout
-        if layout.batches == "padding_free" and layout.positions != "windows":
-            raise InputError(
-                "layout.batches: 'padding_free' has no mask for branches; set layout.positions: windows"
-            )
-        if layout.attention == "flash_attention_2" and layout.batches != "padding_free":
-            raise InputError(
-                f"layout.attention: 'flash_attention_2' takes no 4-D mask, which batches: {layout.batches!r} "
-                "needs; set layout.batches: padding_free"
-            )
 
 
 def check_weights(task_weights: Mapping[str, float]) -> None:

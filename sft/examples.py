@@ -109,7 +109,8 @@ class TaskExample:
     """Token ids of a trunk followed by those of its branches, with shifted labels.
 
     `branch_attach[b]` is the trunk position branch b grows from and `branch_length[b]` its number of tokens;
-    `target_items` are the item indices the answers are about, never re-parsed from text.
+    `target_items` are the item indices the answers are about, never re-parsed from text. `cut_from` is the
+    number of tokens of a prompt before a text of it was cut, 0 where none was.
     """
 
     task: str
@@ -118,13 +119,15 @@ class TaskExample:
     target_items: list[int]
     branch_attach: list[int] = field(default_factory=list)
     branch_length: list[int] = field(default_factory=list)
+    cut_from: int = 0
 
     @staticmethod
     def of(task: str, rendered: Rendered, target_item: int) -> "TaskExample":
         """A prompt and its answer. The end-of-turn token is a label only: nothing follows it."""
         answer = rendered.completion_ids
         labels = [IGNORE] * (len(rendered.prompt_ids) - 1) + answer
-        return TaskExample(task, rendered.prompt_ids + answer[:-1], labels, [target_item])
+        ids = rendered.prompt_ids + answer[:-1]
+        return TaskExample(task, ids, labels, [target_item], cut_from=rendered.cut_from)
 
     @staticmethod
     def tree(
@@ -149,4 +152,5 @@ class TaskExample:
             "branch_attach": np.array(self.branch_attach, dtype=np.int32),
             "branch_length": np.array(self.branch_length, dtype=np.int32),
             "length": len(self.input_ids),
+            "cut_from": self.cut_from,
         }

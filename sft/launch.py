@@ -22,7 +22,7 @@ from sid_builder.errors import InputError
 from sid_builder.processes import Processes
 
 if TYPE_CHECKING:
-    from sft.arguments import SftArguments
+    from sft.arguments import TrainingOptions
 
 Sharding = Literal["none", "fsdp1", "fsdp2", "zero0", "zero1", "zero2", "zero3"]
 
@@ -59,7 +59,12 @@ def sharding_of(environment: Mapping[str, str] = os.environ) -> Sharding:
     return f"zero{stage}"  # type: ignore[return-value]
 
 
-def check_sharding(args: "SftArguments", environment: Mapping[str, str] = os.environ) -> None:
+def sharded_by() -> str | None:
+    """What splits every weight over the processes of this launch, if anything does: none holds them whole."""
+    return {"fsdp1": "FSDP", "fsdp2": "FSDP", "zero3": "ZeRO-3"}.get(sharding_of())
+
+
+def check_sharding(args: "TrainingOptions", environment: Mapping[str, str] = os.environ) -> None:
     """Refuse ways of sharing a model out that would not train what `args` asks for.
 
     Raises:
@@ -97,7 +102,7 @@ def check_sharding(args: "SftArguments", environment: Mapping[str, str] = os.env
         )
 
 
-def check_rows_whole(args: "SftArguments", sharding: str, tied: bool = False) -> None:
+def check_rows_whole(args: "TrainingOptions", sharding: str, tied: bool = False) -> None:
     """Refuse rows alone where what shares a model out would not train them.
 
     Args:
@@ -126,8 +131,22 @@ def precision_defaults() -> dict[str, bool]:
     return {"bf16": torch.cuda.is_available() and torch.cuda.is_bf16_supported()}
 
 
-def check_launch(args: "SftArguments", config: Any) -> None:
+def check_launch(args: "TrainingOptions", config: Any) -> None:
     """Refuse flags of TRL's configuration that this launch, this machine or our batches cannot honour.
+
+    Raises:
+        InputError: naming the flag and what to give instead.
+    """
+    check_machine(config)
+    for name, instead in _NOT_OURS.items():
+        if getattr(config, name):
+            raise InputError(f"{name}: {getattr(config, name)!r} is not for batches of sidereal; {instead}")
+    if args.layout.attention == "flash_attention_2":
+        _check_flash(args, config)
+
+
+def check_machine(config: Any) -> None:
+    """Refuse flags of any of TRL's configurations that this launch or this machine cannot honour.
 
     Raises:
         InputError: naming the flag and what to give instead.
@@ -149,9 +168,6 @@ def check_launch(args: "SftArguments", config: Any) -> None:
                 f"{name}: {getattr(config, name)!r} comes too late for the checks of a launch; leave it out, "
                 "and accelerate launch --config_file with fsdp2, zero2 or zero3.yaml of configs/accelerate"
             )
-    for name, instead in _NOT_OURS.items():
-        if getattr(config, name):
-            raise InputError(f"{name}: {getattr(config, name)!r} is not for batches of sidereal; {instead}")
     for name in ("per_device_train_batch_size", "gradient_accumulation_steps"):
         if getattr(config, name) < 1:
             raise InputError(f"{name}: {getattr(config, name)}; give at least 1")
@@ -161,20 +177,14 @@ def check_launch(args: "SftArguments", config: Any) -> None:
             f"use_cpu: accelerate does not apply {sharding} on CPU; launch with configs/accelerate/cpu.yaml"
         )
     if config.device.type == "cpu":
-        _check_cpu(args, config)
-    elif args.layout.attention == "flash_attention_2":
-        _check_flash(args, config)
+        for name in ("bf16", "fp16"):
+            if getattr(config, name):
+                raise InputError(f"{name}: true needs a GPU, and this run trains on CPU; set {name}: false")
 
 
-def _check_cpu(args: "SftArguments", config: Any) -> None:
-    for name in ("bf16", "fp16"):
-        if getattr(config, name):
-            raise InputError(f"{name}: true needs a GPU, and this run trains on CPU; set {name}: false")
-    if args.layout.attention == "flash_attention_2":
+def _check_flash(args: "TrainingOptions", config: Any) -> None:
+    if config.device.type == "cpu":
         raise InputError("layout.attention: 'flash_attention_2' needs a GPU; set layout.attention: sdpa")
-
-
-def _check_flash(args: "SftArguments", config: Any) -> None:
     if find_spec("flash_attn") is None:
         raise InputError(
             "layout.attention: 'flash_attention_2' is not installed; pip install flash-attn, or use sdpa"

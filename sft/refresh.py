@@ -21,16 +21,16 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from prompts.opening import MODEL_KIND
 from prompts.pack import PromptPack
 from prompts.template import PACK_FILE, PromptTemplate
-from sft.arguments import LayoutOptions, LoraOptions, NewTokenOptions, SftArguments
+from sft.arguments import SftArguments, TrainingOptions
 from sft.examples import Positions, TaskContext
-from sft.launch import precision_defaults
+from sft.launch import sharded_by
 from sft.run import OWN_DEFAULTS, Run
 from sid_builder import cli
 from sid_builder.artifact import open_artifact, to_json
@@ -44,9 +44,9 @@ if TYPE_CHECKING:
     from sft.refresh_report import Questions
 
 
-@dataclass
-class RefreshArguments:
-    """What sidereal adds to TRL's SFTConfig."""
+@dataclass(kw_only=True)
+class NewData:
+    """What `sft.refresh` goes on from, and what it learns."""
 
     model: str = field(metadata={"help": "model directory to continue (sft.merge or rl wrote it)"})
     sid_dir: str = field(
@@ -60,43 +60,26 @@ class RefreshArguments:
     replay: float = field(
         default=0.5, metadata={"help": "share of the old sequences and items that are learnt again, 0..1"}
     )
-    training: Literal["lora", "full"] = field(
-        default="lora", metadata={"help": "adapters + SID rows, or all weights"}
-    )
-    lora: LoraOptions | None = field(default=None, metadata={"help": "options of training=lora"})
-    new_tokens: NewTokenOptions = field(
-        default_factory=NewTokenOptions, metadata={"help": "how the SID tokens' embeddings learn"}
-    )
-    layout: LayoutOptions = field(
-        default_factory=LayoutOptions, metadata={"help": "how examples lie in a batch"}
-    )
-    load_in_4bit: bool = field(default=False, metadata={"help": "QLoRA: base weights in nf4 (extra [qlora])"})
-    dtype: Literal["float32", "bfloat16", "float16"] = field(
-        default="float32", metadata={"help": "weights' dtype"}
-    )
+
+
+@dataclass(kw_only=True)
+class RefreshArguments(TrainingOptions, NewData):  # in --help, the flags of the last base come first
+    """What sidereal adds to TRL's SFTConfig."""
+
     valid_cases: int = field(
         default=1000,
         metadata={
             "help": "valid cases of the new split ranked while training, which choose the step; 0: none"
         },
     )
-    patience: int = field(
-        default=0,
-        metadata={"help": "stop after this many evaluations without a better NDCG@10; 0: train to the end"},
-    )
     report_cases: int = field(
         default=2000, metadata={"help": "cases of each kind asked before and after; 0: nothing is compared"}
     )
-    plan: bool = field(
-        default=False, metadata={"help": "say what the run would cost, and stop (see sft.train)"}
-    )
-    overwrite: bool = field(default=False, metadata={"help": "replace a finished run in output_dir"})
 
     def lazy_defaults(self) -> dict[str, Any]:
         """A rate to go on with, below that of a first training."""
         rate = 1e-4 if self.training == "lora" else 1e-5
-        device = {"use_cpu": True} if self.plan else precision_defaults()
-        return {"learning_rate": rate, "warmup_steps": 0.1, **device}
+        return {"learning_rate": rate, "warmup_steps": 0.1, **super().lazy_defaults()}
 
     def check(self) -> None:
         """Everything that can be known before torch is imported."""
@@ -137,9 +120,8 @@ def main(argv: Sequence[str]) -> None:
 
     from sft.refresh_report import compare, table, write
     from sft.start import start_model
-    from sft.valid_ranking import sharded_by
 
-    if own.report_cases and (sharded := sharded_by(config)):
+    if own.report_cases and (sharded := sharded_by()):
         raise InputError(
             f"report_cases: {own.report_cases} cannot be asked under {sharded}, where no process holds whole "
             "weights; set it to 0, or use configs/accelerate/ddp.yaml"

@@ -25,6 +25,7 @@ from sid_builder.processes import Processes
 
 KIND = "sft"
 ROWS_FILE = "rows.json"
+SETTINGS_FILE = "settings.json"  # of rl's runs (rl/run_settings.py)
 # What is ours where TRL's own default is another.
 OWN_DEFAULTS = {
     "max_length": None,
@@ -239,7 +240,7 @@ def prepare_output(output_dir: Path, kind: str, resume: str | None, overwrite: b
                 f"output_dir: {output_dir} is not empty; pass --resume_from_checkpoint true, --overwrite "
                 "or another directory"
             )
-        ours = any((output_dir / name).exists() for name in (MANIFEST, ROWS_FILE, "base"))
+        ours = any((output_dir / name).exists() for name in (MANIFEST, ROWS_FILE, SETTINGS_FILE, "base"))
         if not ours and not any(output_dir.glob("checkpoint-*")):
             raise InputError(
                 f"output_dir: {output_dir} is no {kind!r} run of sidereal, so --overwrite will not empty it"

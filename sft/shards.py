@@ -7,7 +7,7 @@ processes share the shards out among them, and a run started again with the same
 that are there. Rows lie in the order of tasks, passes and parts; the Trainer's seeded sampler shuffles them.
 
 Memory does not depend on the amount of data: a process that writes holds one batch of rows, one that reads
-maps the files. On disk a row takes 8 bytes a token, 12 a branch and about 45 more.
+maps the files. On disk a row takes 8 bytes a token, 12 a branch and about 50 more.
 """
 
 import dataclasses
@@ -31,6 +31,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from tqdm.auto import tqdm
 
+from prompts.budget import warn_of_cuts
 from sft import TASKS
 from sft.examples import TaskContext, TaskExample
 from sft.run import ROWS_FILE
@@ -42,7 +43,7 @@ from sid_builder.registry import resolve
 PART_SIZE = 32_768  # sequences, items or intents a part, whichever are most
 BATCH_ROWS = 8_192
 _SUFFIXES = {".arrow", ".partial"}
-_FORMAT = 1  # goes up when the same settings give other rows
+_FORMAT = 2  # goes up when the same settings give other rows
 
 _LISTS = ("input_ids", "shift_labels", "target_items", "branch_attach", "branch_length")
 _FEATURES = datasets.Features(
@@ -50,6 +51,7 @@ _FEATURES = datasets.Features(
         "task": datasets.Value("string"),
         **{name: datasets.List(datasets.Value("int32")) for name in _LISTS},
         "length": datasets.Value("int64"),
+        "cut_from": datasets.Value("int32"),
     }
 )
 
@@ -92,6 +94,8 @@ def training_rows(
     Raises:
         InputError: when `begun` was made from something else, when a task with weight finds no example, or
             for a `directory` with files that are not ours.
+
+    Warns once of all prompts that had a text cut to fit.
     """
     assert context.num_parts == 1
     processes = processes or Processes.current()
@@ -119,6 +123,11 @@ def training_rows(
     for task, weight in sorted(task_weights.items()):
         if weight > 0 and task not in found:
             raise InputError(f"task_weights.{task}: the data holds no example for it; set its weight to 0")
+    if processes.is_main:
+        cut_from = rows.data.column("cut_from")
+        warn_of_cuts(
+            cut_from.filter(pc.greater(cut_from, 0)).to_pylist(), context.template.pack.max_prompt_tokens
+        )
     return rows
 
 
@@ -248,18 +257,20 @@ def _record_batch(task: str, examples: Iterable[TaskExample]) -> pa.RecordBatch 
     """Examples as a batch of `_FEATURES`, or None when there are none."""
     values = {name: array("i") for name in _LISTS}
     ends = {name: array("i", [0]) for name in _LISTS}
+    cut_from = array("i")
     for example in examples:
         assert len(example.input_ids) == len(example.shift_labels), task
         for name in _LISTS:
             values[name].extend(getattr(example, name))
             ends[name].append(len(values[name]))
+        cut_from.append(example.cut_from)
     lists = [
         pa.ListArray.from_arrays(np.frombuffer(ends[name], np.int32), np.frombuffer(values[name], np.int32))
         for name in _LISTS
     ]
     num_rows = len(lists[0])
     lengths = np.diff(np.frombuffer(ends["input_ids"], np.int32)).astype(np.int64)
-    columns = [pa.repeat(task, num_rows), *lists, pa.array(lengths)]
+    columns = [pa.repeat(task, num_rows), *lists, pa.array(lengths), pa.array(cut_from, pa.int32())]
     return pa.RecordBatch.from_arrays(columns, schema=_FEATURES.arrow_schema) if num_rows else None
 
 

@@ -119,9 +119,16 @@ def quantised(base_dir: Path, dtype: str) -> Any:
         bnb_4bit_compute_dtype=getattr(torch, dtype),
         bnb_4bit_quant_storage=getattr(torch, dtype),
     )
-    return AutoModelForCausalLM.from_pretrained(
+    model = AutoModelForCausalLM.from_pretrained(
         base_dir, dtype=getattr(torch, dtype), attn_implementation="sdpa", quantization_config=config
     )
+    for module in model.modules():
+        # bitsandbytes 0.50 repacks a layer that is asked in eval mode on a CPU with AVX512-BF16, and has no
+        # backward pass for it then: after a rollout or a ranking, nothing below would learn. Delete this when
+        # test_bitsandbytes_still_has_no_way_back fails.
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+    return model
 
 
 def _words(pack: PromptPack, index: SidIndex) -> list[str]:

@@ -12,14 +12,11 @@ from prompts.branches import IGNORE, check_attention
 from prompts.template import PromptTemplate
 from sft.arguments import LayoutOptions
 from sft.collators import collator_of
+from sft.cpu_checkpoints import load_onto_numbered_cpus
 from sft.valid_ranking import RankedEvaluation, ValidRanking
 from sid_builder.interactions import Interactions
 
-# accelerate 1.15 calls the CPU of torchrun's second process cpu:1, which torch 2.13 loads nothing onto: no
-# checkpoint could be resumed. Delete this when test_torch_still_knows_one_cpu fails.
-torch.serialization.register_package(
-    100, lambda storage: None, lambda storage, place: storage if place.startswith("cpu:") else None
-)
+load_onto_numbered_cpus()
 
 
 class SidTrainer(RankedEvaluation, SFTTrainer):

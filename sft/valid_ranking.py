@@ -12,7 +12,6 @@ Legend: C cases, c the cases of one process.
 """
 
 import contextlib
-import os
 import random
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -30,13 +29,14 @@ from serve.decoding.recommender import Recommender
 from serve.evaluation.metrics import RankedCases
 from serve.evaluation.model_ranking import DEFAULT_BEAMS, flat_metrics, rank_targets, sample_cases
 from sft.examples import TaskExample
+from sft.launch import sharded_by
 from sid_builder.errors import InputError
 from sid_builder.interactions import Histories, Interactions
 
 FIGURES = ("ndcg@10", "hr@10", "hr@50", "coverage@10")
 
 
-def schedule_evaluation(config: Any, valid_cases: int, patience: int = 0) -> None:
+def schedule_evaluation(config: Any, valid_cases: int, patience: int = 0, gathered: bool = False) -> None:
     """Settle in place what TRL's flags leave open: when valid is ranked and which weights are kept.
 
     Valid is ranked where checkpoints are saved, and each epoch where none are. The best checkpoint by NDCG@10
@@ -46,6 +46,7 @@ def schedule_evaluation(config: Any, valid_cases: int, patience: int = 0) -> Non
     Args:
         config: TRL's; its `load_best_model_at_end` is None where the user left it open.
         patience: evaluations in a row without a better figure that end the run; 0: none do.
+        gathered: whether the trainer gathers weights that are shared out, to rank with.
 
     Raises:
         InputError: for flags that contradict each other, and where no process holds whole weights.
@@ -60,7 +61,7 @@ def schedule_evaluation(config: Any, valid_cases: int, patience: int = 0) -> Non
                 raise InputError(f"{name}: {given} has no valid cases to rank; set valid_cases, such as 1000")
         config.load_best_model_at_end = False
         return
-    if sharded := sharded_by(config):
+    if (sharded := sharded_by()) and not gathered:
         raise InputError(
             f"valid_cases: {valid_cases} cannot be ranked under {sharded}, where no process holds whole "
             "weights; set valid_cases: 0, and rank the merged model with serve.evaluate"
@@ -92,14 +93,6 @@ def schedule_evaluation(config: Any, valid_cases: int, patience: int = 0) -> Non
             f"patience: {patience} ends a run behind its best step, whose weights are not kept; save where "
             "valid is ranked and leave load_best_model_at_end on"
         )
-
-
-def sharded_by(config: Any) -> str | None:
-    """What splits every weight over the processes, if anything does."""
-    if config.fsdp or os.environ.get("ACCELERATE_USE_FSDP") == "true":
-        return "FSDP"
-    plugin = config.deepspeed_plugin
-    return "ZeRO-3" if plugin is not None and plugin.zero_stage == 3 else None
 
 
 def rank_shared(
@@ -166,7 +159,7 @@ class RankedEvaluation(Trainer):
     valid_ranking: ValidRanking
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        with _as_before(self.model):
+        with as_before(self.model):
             return super().evaluate(*args, **kwargs)
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
@@ -208,7 +201,7 @@ def attention_for_branches(config: Any) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _as_before(model: Any) -> Iterator[None]:
+def as_before(model: Any) -> Iterator[None]:
     """Puts random streams and the mode of every module back: a DataLoader draws its seed from the global
     stream, and dropout would go on from there.
     """

@@ -10,18 +10,18 @@ the warm-up depends on its number alone, so a resumed run goes on as the whole o
 `max_grad_norm` clips is that of all gradients, as it will be afterwards.
 """
 
-import os
 from collections.abc import Iterable
 from typing import Any
 
 import torch
 from transformers import TrainerCallback
 
-from sft.arguments import SftArguments
+from sft.arguments import TrainingOptions
+from sft.launch import sharding_of
 from sid_builder.errors import InputError
 
 
-def check_warmup(args: SftArguments, config: Any) -> None:
+def check_warmup(args: TrainingOptions, config: Any) -> None:
     """Refuse what cannot hold parameters back; `config` is TRL's.
 
     Raises:
@@ -30,14 +30,15 @@ def check_warmup(args: SftArguments, config: Any) -> None:
     """
     if not args.new_tokens.warmup_steps:
         return
-    if config.deepspeed or os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
+    sharding = sharding_of()
+    if sharding.startswith("zero"):
         raise InputError(
             f"new_tokens.warmup_steps: {args.new_tokens.warmup_steps} cannot be kept under DeepSpeed; use "
             "configs/accelerate/ddp.yaml, or leave the warm-up out"
         )
     if args.training == "lora" and args.new_tokens.train == "rows":
         return
-    if config.fsdp or os.environ.get("ACCELERATE_USE_FSDP") == "true":
+    if sharding.startswith("fsdp"):
         raise InputError(
             f"new_tokens.warmup_steps: {args.new_tokens.warmup_steps} with whole embeddings cannot be kept "
             "under FSDP; set training: lora with new_tokens.train: rows, or leave the warm-up out"

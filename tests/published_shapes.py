@@ -2,7 +2,17 @@
 
 from transformers import AutoConfig
 
-# Published shapes: type, width, layers, heads, key-value heads, MLP, vocabulary, tied, head_dim; parameters.
+FIELDS = (
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "intermediate_size",
+    "vocab_size",
+    "tie_word_embeddings",
+    "head_dim",
+)
+# Type and FIELDS, with None where config.json leaves the width of a head to its default; parameters.
 PUBLISHED = {
     "Qwen2.5-0.5B": (("qwen2", 896, 24, 14, 2, 4864, 151936, True, None), 494.0e6),
     "Qwen2.5-1.5B": (("qwen2", 1536, 28, 12, 2, 8960, 151936, True, None), 1.54e9),
@@ -14,17 +24,7 @@ PUBLISHED = {
 }
 
 
-def write_shape(path, architecture, hidden, layers, heads, kv_heads, mlp, vocabulary, tied, head_dim):
-    config = AutoConfig.for_model(
-        architecture,
-        hidden_size=hidden,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=kv_heads,
-        intermediate_size=mlp,
-        vocab_size=vocabulary,
-        tie_word_embeddings=tied,
-        **({"head_dim": head_dim} if head_dim else {}),
-    )
-    config.save_pretrained(path)
+def write_shape(path, architecture, *values):
+    given = {name: value for name, value in zip(FIELDS, values, strict=True) if value is not None}
+    AutoConfig.for_model(architecture, **given).save_pretrained(path)
     return path

@@ -144,15 +144,20 @@ def test_a_conversation_ends_where_the_data_leads(shop, writer):
     assert said == {"cheaper", "brand", "same but", "colour", "three turns"}
 
 
-def test_train_knows_nothing_of_valid_and_test(shop, writer):
-    """Every held-out interaction is another item; what train's users want and like stays word for word."""
-    index, old = shop
+def with_other_held_out(old: Interactions, item: int) -> Interactions:
+    """The same train; what is held out for valid and test is `item` every time."""
     items = old.items_I.copy()
     for split in ("valid", "test"):
         held = old.histories(split)
-        items[old.indptr_S1[held.sequence_C] + held.position_C] = 0
-    changed = dataclasses.replace(old, items_I=items)
+        items[old.indptr_S1[held.sequence_C] + held.position_C] = item
     assert (items != old.items_I).any()
+    return dataclasses.replace(old, items_I=items)
+
+
+def test_train_knows_nothing_of_valid_and_test(shop, writer):
+    """Every held-out interaction is another item; what train's users want and like stays word for word."""
+    index, old = shop
+    changed = with_other_held_out(old, 0)
 
     def of_train(interactions):
         cases = newest_cases(index, interactions, "train")
@@ -173,12 +178,8 @@ def test_train_knows_nothing_of_valid_and_test(shop, writer):
 def test_the_commands_train_knows_nothing_of_valid_and_test(shop, tmp_path):
     """The whole command, over two data sets that differ in every held-out interaction."""
     index, old = shop
-    items = old.items_I.copy()
-    for split in ("valid", "test"):
-        held = old.histories(split)
-        items[old.indptr_S1[held.sequence_C] + held.position_C] = 5
     told = []
-    for name, interactions in (("old", old), ("new", dataclasses.replace(old, items_I=items))):
+    for name, interactions in (("old", old), ("new", with_other_held_out(old, 5))):
         sids = write_sids(tmp_path / name, index, interactions)
         told.append(compose(sids, tmp_path / f"{name}_out", "--per_item", 1))
     kinds = ("query", "intention", "preference")

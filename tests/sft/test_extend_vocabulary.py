@@ -15,7 +15,7 @@ from sft.vocabulary import check_same_sids, extend_tokenizer
 from sid_builder.errors import InputError
 from tests.builders import make_index
 from tests.sft.builders import make_interactions, write_checkpoint, write_sids
-from tests.sft.test_train import run_sft
+from tests.sft.command_line import run_sft
 
 NUM_ITEMS = 40
 

@@ -1,6 +1,5 @@
 """Every layout of a batch gives one loss and one gradient, with gradient checkpointing as well."""
 
-import numpy as np
 import pytest
 import torch
 from transformers.modeling_flash_attention_utils import (
@@ -16,7 +15,7 @@ from sft.examples import TaskContext
 from sft.shards import training_rows
 from sft.trainer import SidTrainer
 from sid_builder.errors import InputError
-from tests.builders import make_index, make_recommender
+from tests.builders import make_recommender
 from tests.sft.builders import make_interactions
 
 LAYOUTS = [
@@ -29,12 +28,6 @@ LAYOUTS = [
     LayoutOptions("windows", "padding_free", "eager"),
 ]
 NAMES = ["/".join(vars(layout).values()) for layout in LAYOUTS]
-
-
-@pytest.fixture(scope="module")
-def index():
-    rng = np.random.default_rng(5)
-    return make_index(rng.permutation(np.unique(rng.integers(0, 8, (60, 3)), axis=0))[:40], (8, 8, 8))
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,6 @@ refused. (Runs of sft.train are merged in the other files of this folder.)
 import json
 import shutil
 
-import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -18,22 +17,10 @@ from serve.decoding.recommender import Recommender
 from sft import merge
 from sid_builder.artifact import open_artifact
 from sid_builder.errors import InputError
-from tests.builders import make_index
-from tests.sft.builders import make_interactions, write_checkpoint, write_sids
-from tests.sft.test_train import run_sft
+from tests.sft.builders import write_checkpoint
+from tests.sft.command_line import run_sft
 
 GRID = 2.0**-12  # sums and differences of small multiples of it are exact in fp32
-
-
-@pytest.fixture(scope="module")
-def index():
-    rng = np.random.default_rng(5)
-    return make_index(rng.permutation(np.unique(rng.integers(0, 8, (60, 3)), axis=0))[:40], (8, 8, 8))
-
-
-@pytest.fixture(scope="module")
-def sids(index, tmp_path_factory):
-    return write_sids(tmp_path_factory.mktemp("sids") / "sids", index, make_interactions(40))
 
 
 @pytest.fixture(scope="module")

@@ -17,11 +17,10 @@ from sid_builder.artifact import open_artifact, writing
 from sid_builder.errors import InputError
 from tests.builders import make_index
 from tests.sft.builders import make_interactions, write_checkpoint, write_sids
+from tests.sft.command_line import FROM_SCRATCH, ON_CPU
 
-FLAGS = ["--use_cpu", "true", "--bf16", "false", "--report_to", "none", "--disable_tqdm", "true"]
-FLAGS += ["--max_steps", "2", "--save_strategy", "steps", "--save_steps", "1", "--valid_cases", "12"]
+FLAGS = [*ON_CPU, "--max_steps", "2", "--save_strategy", "steps", "--save_steps", "1", "--valid_cases", "12"]
 FLAGS += ["--task_weights", '{"seqrec": 1.0, "title2sid": 0.5}', "--learning_rate", "0.0123"]
-SCRATCH = '{"hidden_size": 32, "num_layers": 1, "num_heads": 2, "intermediate_size": 64}'
 
 
 @pytest.fixture(scope="module")
@@ -32,8 +31,7 @@ def runs(tmp_path_factory):
     index = make_index(codes, (8, 8))
     sids = write_sids(root / "sids", index, make_interactions(40))
     lora = ["--model_name_or_path", str(write_checkpoint(root / "checkpoint", index))]
-    full = ["--from_scratch", SCRATCH, "--training", "full", "--prompt_pack", "plain"]
-    for name, start in (("lora", lora), ("full", full)):
+    for name, start in (("lora", lora), ("full", FROM_SCRATCH)):
         train.main(["--sid_dir", str(sids), "--output_dir", str(root / name), *FLAGS, *start])
     return root
 

@@ -23,7 +23,7 @@ from sid_builder.errors import InputError
 from sid_builder.sid_index import SidIndex
 from tests.builders import make_index
 from tests.sft.builders import make_interactions, write_checkpoint, write_sids
-from tests.sft.test_train import run_sft
+from tests.sft.command_line import run_sft
 
 INITS = ("mean", "text", "codebook")
 
@@ -62,7 +62,7 @@ def checkpoint(index, tmp_path_factory):
 def started(sids, checkpoint, index, init, seed=0, **further):
     """Model, tokenizer and SID ids of an extended checkpoint."""
     options = NewTokenOptions(init=init)
-    args = SftArguments(str(sids), str(checkpoint), new_tokens=options, **further)
+    args = SftArguments(sid_dir=str(sids), model_name_or_path=str(checkpoint), new_tokens=options, **further)
     model, tokenizer, _, ids = start_model(args, PromptPack.load("chat"), index, seed)
     return model, tokenizer, ids
 

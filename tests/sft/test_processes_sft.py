@@ -13,31 +13,19 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from sft import merge, train
-from tests.builders import make_index
-from tests.sft.builders import make_interactions, write_checkpoint, write_sids
+from tests.sft.builders import write_checkpoint
+from tests.sft.command_line import COMMON, FROM_SCRATCH
 
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
-FLAGS = [
-    *("--use_cpu", "true", "--bf16", "false", "--report_to", "none", "--disable_tqdm", "true", "--seed", "3"),
-    *("--logging_steps", "1", "--max_steps", "6", "--learning_rate", "0.003"),
-    *("--save_strategy", "steps", "--save_steps", "2", "--save_total_limit", "5"),
-]
-SCRATCH = {
-    "hidden_size": 32,
-    "num_layers": 2,
-    "num_heads": 2,
-    "intermediate_size": 64,
-    "text_vocab_size": 400,
-}
-FROM_SCRATCH = ["--from_scratch", json.dumps(SCRATCH), "--training", "full", "--prompt_pack", "plain"]
+FLAGS = [*COMMON, "--max_steps", "6", "--learning_rate", "0.003", "--save_strategy", "steps"]
+FLAGS += ["--save_steps", "2", "--save_total_limit", "5"]
 # Without dropout, whose draws differ between one process and two.
 LORA = ["--lora", '{"r": 4, "alpha": 8, "dropout": 0.0}']
 WHOLE_EMBEDDINGS = ["--new_tokens", '{"train": "full"}']
@@ -83,17 +71,6 @@ ZERO = {
     "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "auto",
     "ACCELERATE_GRADIENT_CLIPPING": "auto",
 }
-
-
-@pytest.fixture(scope="module")
-def index():
-    rng = np.random.default_rng(5)
-    return make_index(rng.permutation(np.unique(rng.integers(0, 8, (60, 3)), axis=0))[:40], (8, 8, 8))
-
-
-@pytest.fixture(scope="module")
-def sids(index, tmp_path_factory):
-    return write_sids(tmp_path_factory.mktemp("sids") / "sids", index, make_interactions(40))
 
 
 @pytest.fixture(scope="module")
@@ -197,7 +174,7 @@ def assert_same_models(found, expected, tmp_path):
 
 
 def test_torch_still_knows_one_cpu():
-    """When this fails, delete `register_package` from sft/trainer.py."""
+    """When this fails, delete sft/cpu_checkpoints.py."""
     script = (
         "import io, torch; file = io.BytesIO(); torch.save(torch.ones(2), file); file.seek(0); "
         "torch.load(file, map_location=torch.device('cpu:1'), weights_only=True)"

@@ -20,28 +20,19 @@ from sid_builder.new_interactions import join_interactions
 from sid_builder.sid_index import SidIndex
 from tests.builders import make_index
 from tests.sft.builders import write_sids
+from tests.sft.command_line import COMMON
 from tests.sft.grown_shop import make_grown_shop, write_lines
 
-COMMON = ["--use_cpu", "true", "--bf16", "false", "--report_to", "none", "--disable_tqdm", "true"]
-COMMON += ["--logging_steps", "1", "--seed", "3", "--per_device_train_batch_size", "32"]
-SCRATCH = (
+FLAGS = [*COMMON, "--per_device_train_batch_size", "32"]
+WIDER = (
     '{"hidden_size": 64, "num_layers": 2, "num_heads": 2, "intermediate_size": 128, "text_vocab_size": 500}'
 )
 
 
 def make_model(shop, root, *flags):
     """A model of the old shop, in root/model."""
-    start = [
-        "--from_scratch",
-        SCRATCH,
-        "--training",
-        "full",
-        "--prompt_pack",
-        "plain",
-        "--save_strategy",
-        "no",
-    ]
-    words = ["--sid_dir", shop.sids, "--output_dir", root / "sft", *COMMON, *start, *flags]
+    start = ["--from_scratch", WIDER, "--training", "full", "--prompt_pack", "plain", "--save_strategy", "no"]
+    words = ["--sid_dir", shop.sids, "--output_dir", root / "sft", *FLAGS, *start, *flags]
     train.main([str(word) for word in words])
     merge.main(["--adapter", str(root / "sft"), "--output_dir", str(root / "model")])
     return root / "model"
@@ -49,7 +40,7 @@ def make_model(shop, root, *flags):
 
 def run_refresh(shop, model, output_dir, *flags, sids=None, later=None):
     words = ["--model", model, "--sid_dir", sids or shop.grown_sids, "--output_dir", output_dir]
-    words += ["--interactions", later or shop.later, *COMMON, *flags]
+    words += ["--interactions", later or shop.later, *FLAGS, *flags]
     refresh.main([str(word) for word in words])
 
 

@@ -1,20 +1,17 @@
 """Launches and flags that cannot train are one line, before anything is read or written."""
 
-import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from sft import train
 from sft.arguments import NewTokenOptions, SftArguments
 from sft.launch import check_rows_whole, check_sharding, sharding_of
 from sid_builder.errors import InputError
-from tests.builders import make_index
-from tests.sft.builders import make_interactions, write_sids
+from tests.sft.command_line import FROM_SCRATCH
 
 FSDP2 = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT"}
 ZERO3 = {
@@ -24,13 +21,6 @@ ZERO3 = {
 }
 ZERO2 = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2"}
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="module")
-def sids(tmp_path_factory):
-    rng = np.random.default_rng(5)
-    index = make_index(rng.permutation(np.unique(rng.integers(0, 8, (60, 3)), axis=0))[:40], (8, 8, 8))
-    return write_sids(tmp_path_factory.mktemp("sids") / "sids", index, make_interactions(40))
 
 
 def lora(**changes):
@@ -110,9 +100,6 @@ def test_rows_of_a_tied_matrix_are_refused_under_fsdp2():
         check_rows_whole(lora(), "fsdp2", tied=True)
 
 
-SCRATCH = (
-    '{"hidden_size": 32, "num_layers": 2, "num_heads": 2, "intermediate_size": 64, "text_vocab_size": 400}'
-)
 CPU = ["--use_cpu", "true", "--bf16", "false"]
 FLASH = '{"positions": "windows", "batches": "padding_free", "attention": "flash_attention_2"}'
 
@@ -141,9 +128,8 @@ FLASH = '{"positions": "windows", "batches": "padding_free", "attention": "flash
 )
 def test_flags_that_cannot_train_are_refused(sids, tmp_path, flags, message):
     command = ["--sid_dir", str(sids), "--output_dir", str(tmp_path / "out"), "--report_to", "none"]
-    scratch = ["--from_scratch", SCRATCH, "--training", "full", "--prompt_pack", "plain"]
     with pytest.raises(InputError, match=message) as caught:
-        train.main([*command, *scratch, *flags])
+        train.main([*command, *FROM_SCRATCH, *flags])
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
 
@@ -152,7 +138,7 @@ def test_fsdp_is_not_dropped_silently_on_cpu(sids, tmp_path, monkeypatch):
     """accelerate 1.15 trains under DDP where it is told FSDP and finds no GPU."""
     for name, value in FSDP2.items():
         monkeypatch.setenv(name, value)
-    flags = ["--from_scratch", SCRATCH, "--training", "full", "--prompt_pack", "plain", "--report_to", "none"]
+    flags = [*FROM_SCRATCH, "--report_to", "none"]
     with pytest.raises(InputError, match="use_cpu: accelerate does not apply fsdp2 on CPU"):
         train.main(["--sid_dir", str(sids), "--output_dir", str(tmp_path / "out"), *CPU, *flags])
 
@@ -161,7 +147,7 @@ def test_fsdp_is_not_dropped_silently_on_cpu(sids, tmp_path, monkeypatch):
 def test_two_processes_that_would_not_meet_are_refused(sids, tmp_path):
     """Without --use_cpu, accelerate makes each of torchrun's processes on a CPU machine a run of its own."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    flags = ["--from_scratch", SCRATCH, "--training", "full", "--prompt_pack", "plain", "--report_to", "none"]
+    flags = [*FROM_SCRATCH, "--report_to", "none"]
     paths = ["--sid_dir", str(sids), "--output_dir", str(tmp_path / "out")]
     done = subprocess.run(
         [*command, "-m", "sft.train", *paths, *flags],
@@ -179,7 +165,7 @@ def test_bf16_is_the_default_of_gpus_alone(sids, tmp_path, monkeypatch):
     from sid_builder import cli
 
     argv = ["--sid_dir", str(sids), "--output_dir", str(tmp_path / "out"), "--use_cpu", "true"]
-    argv += ["--from_scratch", json.dumps(json.loads(SCRATCH)), "--training", "full"]
+    argv += FROM_SCRATCH
     for has_gpu in (False, True):
         monkeypatch.setattr("torch.cuda.is_available", lambda has=has_gpu: has)
         monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda: True)

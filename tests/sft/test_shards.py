@@ -12,15 +12,17 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from prompts.branches import IGNORE
+from prompts.template import PromptTemplate
 from sft import TASKS, shards, train
 from sft.examples import TaskContext
 from sft.run import ROWS_FILE
 from sft.shards import describe, task_counts, training_rows
+from sid_builder.catalog import Catalog
 from sid_builder.errors import InputError
 from sid_builder.interactions import Interactions
 from sid_builder.processes import Processes
-from tests.builders import make_index
-from tests.sft.builders import make_interactions, write_sids
+from tests.sft.builders import make_interactions
 from tests.sft.shop import make_shop
 
 WEIGHTS = {"seqrec": 1.0, "title2sid": 1.5}
@@ -120,6 +122,36 @@ def test_rows_do_not_depend_on_who_writes_them(context, tmp_path):
         context, WEIGHTS, 0, tmp_path / "dealt", {}, processes=OneOfMany(2, 3), part_size=20
     )
     assert digests(tmp_path / "dealt") == wanted and list(dealt) == list(alone)
+
+
+def test_long_texts_are_cut_and_counted_once(context, tmp_path):
+    """Two titles of a catalogue are over budget: the run goes on, and says so, whoever writes the rows."""
+    catalog, template = context.index.catalog, context.template
+    items = [catalog.row(item) for item in range(catalog.num_items)]
+    items[3]["title"], items[8]["title"] = "word " * 400, "other " * 500
+    index = dataclasses.replace(context.index, catalog=Catalog.from_rows(items))
+    template = PromptTemplate(template.pack, template.tokenizer, index)
+    long, budget = (
+        dataclasses.replace(context, index=index, template=template),
+        template.pack.max_prompt_tokens,
+    )
+    weights, said = {"title2sid": 1.0, "sid2title": 1.0}, []
+    for directory, workers in (("alone", 1), ("forked", 2), ("alone", 1)):  # the last one finds them there
+        with pytest.warns(UserWarning, match=f"2 prompt.s. were over {budget} tokens") as caught:
+            rows = training_rows(long, weights, 0, tmp_path / directory, {}, workers=workers, part_size=20)
+        said += [str(warning.message) for warning in caught]
+    assert len(said) == 3 and len(set(said)) == 1
+    assert digests(tmp_path / "alone") == digests(tmp_path / "forked")
+    cut = [row for row in rows if row["cut_from"]]
+    assert [row["target_items"] for row in cut] == [[3], [8]] and {row["task"] for row in cut} == {
+        "title2sid"
+    }
+    assert f"longest took {max(row['cut_from'] for row in cut):,};" in said[0]
+    for row in cut:
+        prompt = [label for label in row["shift_labels"] if label == IGNORE]
+        assert len(prompt) + 1 <= budget < row["cut_from"]
+    answer = next(row for row in rows if row["task"] == "sid2title" and row["target_items"] == [3])
+    assert template.tokenizer.decode(answer["input_ids"]).count("word") == 400, "answers are whole"
 
 
 def test_an_error_in_a_worker_is_the_error_of_the_command(context, tmp_path):
@@ -222,10 +254,7 @@ train.main(sys.argv[2:])
 
 
 @pytest.mark.slow
-def test_a_killed_run_goes_on_with_the_same_rows_and_losses(tmp_path):
-    rng = np.random.default_rng(5)
-    index = make_index(rng.permutation(np.unique(rng.integers(0, 8, (60, 3)), axis=0))[:40], (8, 8, 8))
-    sids = write_sids(tmp_path / "sids", index, make_interactions(40))
+def test_a_killed_run_goes_on_with_the_same_rows_and_losses(sids, tmp_path):
     scratch = {"hidden_size": 32, "num_layers": 2, "num_heads": 2, "intermediate_size": 64}
     flags = (
         f"--sid_dir {sids} --training full --prompt_pack plain --learning_rate 0.003 --seed 3 --use_cpu true "

@@ -3,47 +3,15 @@
 import json
 import shutil
 
-import numpy as np
 import pytest
 import torch
 
 from serve.decoding.recommender import Recommender
-from sft import merge, train
+from sft import merge
 from sid_builder.artifact import open_artifact
 from sid_builder.errors import InputError
-from tests.builders import make_index
-from tests.sft.builders import make_interactions, write_checkpoint, write_sids
-
-COMMON = [
-    "--use_cpu",
-    "true",
-    "--bf16",
-    "false",
-    "--report_to",
-    "none",
-    "--disable_tqdm",
-    "true",
-    "--logging_steps",
-    "1",
-    "--seed",
-    "3",
-]
-
-
-@pytest.fixture(scope="module")
-def index():
-    rng = np.random.default_rng(5)
-    return make_index(rng.permutation(np.unique(rng.integers(0, 8, (60, 3)), axis=0))[:40], (8, 8, 8))
-
-
-@pytest.fixture(scope="module")
-def sids(index, tmp_path_factory):
-    vectors_ND = np.random.default_rng(8).normal(size=(40, 6)).astype(np.float32)
-    return write_sids(tmp_path_factory.mktemp("sids") / "sids", index, make_interactions(40), vectors_ND)
-
-
-def run_sft(sids, output_dir, *flags):
-    train.main(["--sid_dir", str(sids), "--output_dir", str(output_dir), *COMMON, *map(str, flags)])
+from tests.sft.builders import make_interactions, write_checkpoint
+from tests.sft.command_line import FROM_SCRATCH, SCRATCH, run_sft
 
 
 def weights(path):
@@ -152,24 +120,12 @@ def test_trl_still_needs_the_bias(index, tmp_path):
     assert not hasattr(wrapped.get_output_embeddings(), "bias")
 
 
-SCRATCH = (
-    '{"hidden_size": 32, "num_layers": 2, "num_heads": 2, "intermediate_size": 64, "text_vocab_size": 400}'
-)
-FROM_SCRATCH = [
-    "--from_scratch",
-    SCRATCH,
-    "--training",
-    "full",
-    "--prompt_pack",
-    "plain",
-    "--learning_rate",
-    0.003,
-]
+FULL = [*FROM_SCRATCH, "--learning_rate", 0.003]
 
 
 @pytest.mark.parametrize("training", ["full", "lora"])
 def test_resume_continues_the_loss_curve(index, sids, tmp_path, training):
-    start = FROM_SCRATCH
+    start = FULL
     if training == "lora":
         start = ["--model_name_or_path", write_checkpoint(tmp_path / "checkpoint", index)]
     flags = [
@@ -202,7 +158,7 @@ def test_resume_continues_the_loss_curve(index, sids, tmp_path, training):
 def test_a_refused_run_leaves_the_old_one_as_it_was(sids, tmp_path):
     """Whatever is refused after the output directory was looked at must not have cost a finished run."""
     short = ["--max_steps", 1, "--save_strategy", "no"]
-    run_sft(sids, tmp_path / "run", *FROM_SCRATCH, *short)
+    run_sft(sids, tmp_path / "run", *FULL, *short)
     for mistake in (["--model_name_or_path", "no/such/checkpoint"], ["--from_scratch", '{"num_heads": 5}']):
         with pytest.raises(InputError):
             run_sft(
@@ -217,12 +173,12 @@ def test_a_refused_run_leaves_the_old_one_as_it_was(sids, tmp_path):
                 "true",
             )
         open_artifact(tmp_path / "run", "sft").verify_hashes()
-    run_sft(sids, tmp_path / "run", *FROM_SCRATCH, *short, "--overwrite", "true")
+    run_sft(sids, tmp_path / "run", *FULL, *short, "--overwrite", "true")
     open_artifact(tmp_path / "run", "sft").verify_hashes()
 
 
 def test_from_scratch_learns_and_merges(index, sids, tmp_path):
-    flags = [*FROM_SCRATCH, "--num_train_epochs", 12, "--save_strategy", "no", "--valid_cases", 10]
+    flags = [*FULL, "--num_train_epochs", 12, "--save_strategy", "no", "--valid_cases", 10]
     weights_flag = ["--task_weights", '{"seqrec": 1.0, "title2sid": 2.0}']
     run_sft(sids, tmp_path / "sft", *flags, *weights_flag)
     merge.main(["--adapter", str(tmp_path / "sft"), "--output_dir", str(tmp_path / "model")])
@@ -264,10 +220,10 @@ def test_quantised_lora(index, sids, tmp_path):
         (["--model_name_or_path", "x", "--from_scratch", SCRATCH], "model_name_or_path: .*give exactly one"),
         ([], "model_name_or_path: None .*give exactly one"),
         (["--from_scratch", SCRATCH], "training: 'lora' would freeze random weights"),
-        ([*FROM_SCRATCH, "--task_weights", '{"seqrek": 1}'], "task_weights: 'seqrek' is not known"),
-        ([*FROM_SCRATCH, "--task_weights", '{"seqrec": -1}'], "task_weights.seqrec: -1"),
-        ([*FROM_SCRATCH, "--task_weights", '{"seqrec": 0}'], "trains nothing"),
-        ([*FROM_SCRATCH, "--prompt_pack", "nowhere"], "prompt_pack: 'nowhere'"),
+        ([*FULL, "--task_weights", '{"seqrek": 1}'], "task_weights: 'seqrek' is not known"),
+        ([*FULL, "--task_weights", '{"seqrec": -1}'], "task_weights.seqrec: -1"),
+        ([*FULL, "--task_weights", '{"seqrec": 0}'], "trains nothing"),
+        ([*FULL, "--prompt_pack", "nowhere"], "prompt_pack: 'nowhere'"),
         (
             ["--from_scratch", '{"hiden_size": 3}', "--training", "full"],
             "from_scratch.hiden_size: unknown key.*hidden_size",
@@ -276,8 +232,8 @@ def test_quantised_lora(index, sids, tmp_path):
             ["--model_name_or_path", "no/such/checkpoint"],
             "model_name_or_path: 'no/such/checkpoint' cannot be opened",
         ),
-        ([*FROM_SCRATCH, "--learning_rat", 1], "--learning_rat: unknown key; did you mean 'learning_rate'"),
-        ([*FROM_SCRATCH, "--resume_from_checkpoint", "true"], "holds no checkpoint"),
+        ([*FULL, "--learning_rat", 1], "--learning_rat: unknown key; did you mean 'learning_rate'"),
+        ([*FULL, "--resume_from_checkpoint", "true"], "holds no checkpoint"),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(sids, tmp_path, flags, message):
@@ -293,6 +249,6 @@ def test_sid_dir_must_be_complete(sids, tmp_path):
     codes = broken / "sid_index" / "codes.npy"
     codes.write_bytes(codes.read_bytes()[:-8])
     with pytest.raises(InputError, match="codes.npy: has .* bytes, manifest.json says"):
-        run_sft(broken, tmp_path / "out", *FROM_SCRATCH)
+        run_sft(broken, tmp_path / "out", *FULL)
     with pytest.raises(InputError, match="sid_dir: .* is no directory"):
-        run_sft(tmp_path / "nowhere", tmp_path / "out", *FROM_SCRATCH)
+        run_sft(tmp_path / "nowhere", tmp_path / "out", *FULL)

@@ -17,28 +17,12 @@ from serve.evaluation.model_ranking import rank_targets, sample_cases
 from sft import merge, train
 from sid_builder.artifact import open_artifact
 from sid_builder.errors import InputError
-from tests.builders import make_index
 from tests.sft.builders import make_interactions, write_checkpoint, write_sids
+from tests.sft.command_line import COMMON, FROM_SCRATCH
 
 ROOT = Path(__file__).parents[2]
-COMMON = ["--use_cpu", "true", "--bf16", "false", "--report_to", "none", "--disable_tqdm", "true"]
-COMMON += ["--logging_steps", "1", "--seed", "3", "--per_device_train_batch_size", "8"]
-COMMON += ["--task_weights", '{"seqrec": 1.0}']
-SCRATCH = (
-    '{"hidden_size": 32, "num_layers": 2, "num_heads": 2, "intermediate_size": 64, "text_vocab_size": 400}'
-)
-FULL = ["--from_scratch", SCRATCH, "--training", "full", "--prompt_pack", "plain", "--learning_rate", "0.003"]
-
-
-@pytest.fixture(scope="module")
-def index():
-    rng = np.random.default_rng(5)
-    return make_index(rng.permutation(np.unique(rng.integers(0, 8, (60, 3)), axis=0))[:40], (8, 8, 8))
-
-
-@pytest.fixture(scope="module")
-def sids(index, tmp_path_factory):
-    return write_sids(tmp_path_factory.mktemp("sids") / "sids", index, make_interactions(40))
+FLAGS = [*COMMON, "--per_device_train_batch_size", "8", "--task_weights", '{"seqrec": 1.0}']
+FULL = [*FROM_SCRATCH, "--learning_rate", "0.003"]
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +34,7 @@ def starts(index, tmp_path_factory):
 
 
 def flags_of(sids, output_dir, *flags):
-    return ["--sid_dir", str(sids), "--output_dir", str(output_dir), *COMMON, *map(str, flags)]
+    return ["--sid_dir", str(sids), "--output_dir", str(output_dir), *FLAGS, *map(str, flags)]
 
 
 def run_sft(sids, output_dir, *flags):
@@ -195,14 +179,14 @@ def test_figures_are_those_of_the_merged_model(sids, starts, tmp_path):
 
 
 def test_modes_of_modules_are_put_back(recommender, monkeypatch):
-    from sft.valid_ranking import _as_before
+    from sft.valid_ranking import as_before
 
     model = recommender.model
     model.train()
     model.base_model.layers[0].eval()
     before = {name: module.training for name, module in model.named_modules()}
     try:
-        with _as_before(model):
+        with as_before(model):
             model.eval()
             torch.rand(3), np.random.rand(3)
         assert {name: module.training for name, module in model.named_modules()} == before

@@ -7,7 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -16,23 +15,11 @@ from trl import SFTConfig
 from sft.arguments import NewTokenOptions, SftArguments
 from sft.warmup import check_warmup
 from sid_builder.errors import InputError
-from tests.builders import make_index
-from tests.sft.builders import make_interactions, write_checkpoint, write_sids
-from tests.sft.test_train import COMMON, run_sft
+from tests.sft.builders import write_checkpoint
+from tests.sft.command_line import COMMON, run_sft
 
 ROOT = Path(__file__).parents[2]
 EMBEDDINGS = ("embed_tokens", "lm_head")
-
-
-@pytest.fixture(scope="module")
-def index():
-    rng = np.random.default_rng(5)
-    return make_index(rng.permutation(np.unique(rng.integers(0, 8, (60, 3)), axis=0))[:40], (8, 8, 8))
-
-
-@pytest.fixture(scope="module")
-def sids(index, tmp_path_factory):
-    return write_sids(tmp_path_factory.mktemp("sids") / "sids", index, make_interactions(40))
 
 
 @pytest.fixture(scope="module")
@@ -134,8 +121,8 @@ def test_refused(sids, tmp_path, monkeypatch, train, weight_decay, environment, 
         monkeypatch.setenv(environment, "true")
     options = NewTokenOptions(train=train, warmup_steps=3)
     with pytest.raises(InputError, match=message):
-        check_warmup(SftArguments(str(sids), "x", new_tokens=options), config)
-    check_warmup(SftArguments(str(sids), "x"), config)
+        check_warmup(SftArguments(sid_dir=str(sids), model_name_or_path="x", new_tokens=options), config)
+    check_warmup(SftArguments(sid_dir=str(sids), model_name_or_path="x"), config)
 
 
 @pytest.mark.slow
