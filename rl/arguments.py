@@ -1,69 +1,20 @@
 """Command lines of `rl.train_grpo` and `rl.train_dpo`."""
 
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from typing import Any, Literal
 
 from prompts.opening import MODEL_KIND
 from rl import REWARDS
+from rl.launch import check_sharding
+from rl.preference_options import PREFERENCES_KIND, PreferenceOptions
+from rl.rewards.building import check_rewards
+from rl.rollout_options import RolloutOptions
+from rl.update_options import UpdateOptions
 from sft.arguments import LoraOptions
+from sft.launch import precision_defaults
 from sid_builder.artifact import open_artifact
 from sid_builder.errors import InputError
-from sid_builder.registry import resolve
-
-
-@dataclass(frozen=True)
-class RolloutOptions:
-    """`rollout:` in YAML: where the G completions of a prompt come from. All are legal SIDs."""
-
-    mode: Literal["beam", "sample", "mixed"] = field(
-        default="beam",
-        metadata={
-            "help": "beam: the G best SIDs, distinct; sample: G draws under the trie; mixed: a beam, and "
-            "`sampled` of the group drawn from what it left out"
-        },
-    )
-    temperature: float = field(default=1.0, metadata={"help": "of the draws"})
-    sampled: float = field(default=0.5, metadata={"help": "share of a mixed group that is drawn"})
-    oversample: float = field(
-        default=1.0,
-        metadata={
-            "help": "dynamic rollouts: candidates per completion, of which G are selected (MiniOneRec: 1.5)"
-        },
-    )
-    add_ground_truth: bool = field(
-        default=False, metadata={"help": "the truth replaces the last completion of a group without a hit"}
-    )
-    idle_groups: Literal["keep", "skip", "resample"] = field(
-        default="keep",
-        metadata={
-            "help": "groups whose rewards are all equal teach nothing: kept (TRL), left out of the mean, or "
-            "replaced by groups of other prompts"
-        },
-    )
-
-
-@dataclass(frozen=True)
-class UpdateOptions:
-    """`update:` in YAML: what a step does with a group's rewards, beside TRL's loss_type, beta, epsilon."""
-
-    advantages: Literal["group", "pass_at_k"] = field(
-        default="group",
-        metadata={"help": "group: TRL's (scale_rewards); pass_at_k: of sets of `k` completions"},
-    )
-    k: int = field(default=4, metadata={"help": "of pass_at_k"})
-    log_probs: Literal["vocabulary", "trie"] = field(
-        default="vocabulary",
-        metadata={"help": "softmax over the whole vocabulary, or over the trie's children of each prefix"},
-    )
-    truth_weight: float = field(
-        default=0.0, metadata={"help": "weight of the cross-entropy of the truth, added to the loss"}
-    )
-    shared_prompt: bool = field(
-        default=True,
-        metadata={
-            "help": "read a group's prompt once in the training step; false takes TRL's layout, same numbers"
-        },
-    )
 
 
 @dataclass
@@ -93,14 +44,22 @@ class PolicyArgs:
     valid_cases: int = field(
         default=1000,
         metadata={
-            "help": "valid cases ranked before, at every evaluation step and after, for the verdict and the "
-            "best step; 0 turns it off"
+            "help": "valid cases drawn by seed: half of them, ranked before and wherever checkpoints are "
+            "saved, choose the best step; the others, ranked before and after, give the verdict (all do "
+            "where no step is chosen); 0 turns it off"
         },
     )
     eval_num_beams: int = field(default=50, metadata={"help": "beam width of that ranking"})
     patience: int = field(
         default=0,
         metadata={"help": "stop after this many evaluations without a better NDCG@10; 0: train to the end"},
+    )
+    keep_start: bool = field(
+        default=False,
+        metadata={
+            "help": "if no step beats the model it starts from, that is the result; false: the best step is, "
+            "and the run says so"
+        },
     )
     plan: bool = field(
         default=False,
@@ -120,19 +79,25 @@ class PolicyArgs:
 
     def lazy_defaults(self) -> dict[str, bool]:
         """A plan needs no GPU: TRL, which refuses bf16 without one, is told not to look for it."""
-        return {"use_cpu": True} if self.plan else {}
+        return {"use_cpu": True} if self.plan else precision_defaults()
 
     def check(self) -> None:
         """Everything that can be known before torch is imported."""
         open_artifact(self.model_name_or_path, MODEL_KIND)
+        check_sharding()
         if self.training == "full" and self.lora is not None:
             raise InputError("lora: has no effect with training: full; remove it or set training: lora")
         if self.max_prompts < 1:
             raise InputError(f"max_prompts: {self.max_prompts}; give at least 1")
-        if self.valid_cases < 0:
-            raise InputError(f"valid_cases: {self.valid_cases}; give 0 (no verdict) or more")
-        if self.eval_num_beams < 10:
-            raise InputError(f"eval_num_beams: {self.eval_num_beams}; NDCG@10 needs at least 10")
+        if self.load_in_4bit and self.training != "lora":
+            raise InputError("load_in_4bit: quantised weights cannot be trained in full; use training: lora")
+        if self.load_in_4bit and find_spec("bitsandbytes") is None:
+            raise InputError("load_in_4bit: bitsandbytes is not installed; pip install 'sidereal[qlora]'")
+        for name in ("valid_cases", "patience"):
+            if getattr(self, name) < 0:
+                raise InputError(f"{name}: {getattr(self, name)}; give 0 (off) or more")
+        if self.eval_num_beams < 50:
+            raise InputError(f"eval_num_beams: {self.eval_num_beams}; HR@50 needs at least 50")
 
     def peft_config(self) -> Any:
         """PEFT's config, or None for full training. Head and embeddings stay as they were merged."""
@@ -145,6 +110,8 @@ class PolicyArgs:
             lora_alpha=self.lora.alpha,
             lora_dropout=self.lora.dropout,
             target_modules=self.lora.target_modules,
+            use_dora=self.lora.use_dora,
+            use_rslora=self.lora.use_rslora,
             task_type="CAUSAL_LM",
         )
 
@@ -155,7 +122,10 @@ class GRPOArguments(PolicyArgs):
 
     rewards: dict[str, float] = field(
         default_factory=lambda: {"rule": 1.0},
-        metadata={"help": "weights of rewards by name (rl.REWARDS) or path like my.module:reward"},
+        metadata={
+            "help": f"weights of rewards by name, such as {{rule: 1.0, semantic: 0.3}}: {sorted(REWARDS)} or "
+            "a path like my.module:reward"
+        },
     )
     reward_args: dict[str, dict[str, Any]] = field(
         default_factory=dict, metadata={"help": "options of a reward, by its name in `rewards`"}
@@ -169,28 +139,39 @@ class GRPOArguments(PolicyArgs):
 
     def check(self) -> None:
         super().check()
-        if not self.rewards:
-            raise InputError(f"rewards: empty; name at least one of {sorted(REWARDS)}")
-        for name in self.rewards:
-            resolve(REWARDS, name, "rewards")
+        check_rewards(self.rewards, self.reward_args)
+        self.rollout.check()
+        self.update.check()
 
 
 @dataclass
-class DPOArguments(PolicyArgs):
+class DPOArguments(PolicyArgs, PreferenceOptions):
     """What sidereal adds to TRL's DPOConfig."""
 
-    num_beams: int = field(default=16, metadata={"help": "width of the beam that rejected answers come from"})
-    num_negatives: int = field(
-        default=1, metadata={"help": "rejected answers per prompt, each a pair of its own"}
+    preferences: str | None = field(
+        default=None,
+        metadata={
+            "help": "directory of rl.preferences to train on; without it they are made first, as `negatives` "
+            "and the options beside it say, and kept in OUTPUT_DIR.preferences"
+        },
     )
-    only_hits: bool = field(
-        default=False,
-        metadata={"help": "only prompts whose beam holds the truth: the pairs teach order, not recall"},
+    reference: str | None = field(
+        default=None,
+        metadata={
+            "help": "model directory that the policy is measured from; default: the model it starts as"
+        },
+    )
+    shared_prompt: bool = field(
+        default=True,
+        metadata={
+            "help": "read a prompt once for all its answers; false: with each, as TRL does; same numbers"
+        },
     )
 
     def check(self) -> None:
         super().check()
-        if not 1 <= self.num_negatives < self.num_beams:
-            raise InputError(
-                f"num_negatives: {self.num_negatives}; need at least 1, fewer than num_beams {self.num_beams}"
-            )
+        self.check_preferences()
+        if self.preferences is not None:
+            open_artifact(self.preferences, PREFERENCES_KIND)
+        if self.reference is not None:
+            open_artifact(self.reference, MODEL_KIND)

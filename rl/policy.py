@@ -1,26 +1,23 @@
-"""The policy: a merged model directory opened for training, and the run directory that a training leaves."""
+"""The policy: a merged model directory opened for training, and the model that a training leaves of it."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rl.acceptance import Acceptance
+from prompts.opening import open_template
 from rl.arguments import PolicyArgs
 from serve.decoding.recommender import Recommender
-from sft.curves import plot_history
 from sft.model_card import base_model_of
 from sft.model_directory import write_model_directory
-from sft.run import begin_run, refuse_push
-from sid_builder import cli
-from sid_builder.artifact import hash_inputs, seal, to_json, write_json
-
-MODEL_DIR = "model"
+from sft.start import quantised
 
 
 def load_policy(own: PolicyArgs, args: Any) -> Recommender:
-    """Open the model directory on the trainer's device; fails here when it carries no interactions."""
-    refuse_push(args)
-    policy = Recommender.load(own.model_name_or_path, device=str(args.device), dtype=own.dtype)
+    """Open the model directory on the trainer's device; with `load_in_4bit`, its linear layers in nf4.
+
+    Raises:
+        InputError: when the directory is incomplete, its parts disagree, or it carries no interactions.
+    """
+    policy = _quantised(own) if own.load_in_4bit else _opened(own, args)
     assert len(policy.interactions.users) == policy.interactions.num_sequences
     for module in policy.model.modules():
         # Rollouts and the reference have no dropout: with it in the update, the policy would differ from both
@@ -30,57 +27,48 @@ def load_policy(own: PolicyArgs, args: Any) -> Recommender:
     return policy
 
 
-def train_and_judge(
-    trainer: Any,
-    start: Recommender,
-    own: PolicyArgs,
-    args: Any,
-    resume: Any,
-    kind: str,
-    curves: Sequence[str],
-) -> str:
-    """Rank valid cases, train, rank them again, and write the run directory.
+def whole_start(own: PolicyArgs, args: Any) -> Any:
+    """The weights that a run starts from, as they are on disk, whatever it trains on."""
+    return _opened(own, args).model
 
-    Writes output_dir/model (adapter merged; a self-contained model directory), acceptance.json,
-    log_history.json, curves.png with the log keys `curves`, and the manifest last.
 
-    Returns:
-        What to tell the user: the verdict and where things are.
+def _opened(own: PolicyArgs, args: Any) -> Recommender:
+    return Recommender.load(own.model_name_or_path, str(args.device), own.dtype)
+
+
+def _quantised(own: PolicyArgs) -> Recommender:
+    from transformers import AutoConfig
+
+    path, template = Path(own.model_name_or_path), open_template(own.model_name_or_path)
+    saved = AutoConfig.from_pretrained(path).dtype
+    dtype = str(saved or "float32").removeprefix("torch.") if own.dtype == "auto" else own.dtype
+    return Recommender(quantised(path, dtype), template.tokenizer, template.index, template, path)
+
+
+def plain_result(policy: Any, own: PolicyArgs, args: Any) -> Any:
+    """A trained policy without adapters: what is judged, and written.
+
+    A quantised base is left behind: the adapter is merged into the weights that were quantised, which it has
+    never seen as they are. The verdict is about the result of that.
+
+    Args:
+        policy: plain, or wrapped by PEFT, whose layers are then merged in place.
     """
-    output, accelerator = Path(args.output_dir), trainer.accelerator
-    acceptance = Acceptance.on_valid(start, own.valid_cases, own.eval_num_beams, args.seed)
-    if accelerator.is_main_process:
-        acceptance.measure("before", accelerator.unwrap_model(trainer.model))
-    begin_run(output, resume)
-    trainer.train(resume_from_checkpoint=resume)
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        model = accelerator.unwrap_model(trainer.model)
-        acceptance.measure("after", model)
-        resolved = {"rl": to_json(own), "trl": to_json(cli.changed_fields(args))}
-        _write_model(output / MODEL_DIR, model, start, resolved, args.seed, acceptance.statement())
-        history = [_finite(row) for row in trainer.state.log_history]
-        write_json(output / "log_history.json", history)
-        kept = [{key: row[key] for key in ("step", *curves) if row.get(key) is not None} for row in history]
-        plot_history(kept, output / "curves.png", title=f"{kind} {output.name}")
-        acceptance.write(output)
-        seal(
-            output,
-            kind,
-            1,
-            config=resolved,
-            inputs=hash_inputs({"model": start.path}),
-            seeds={"seed": args.seed},
-            summary={"steps": trainer.state.global_step, "verdict": acceptance.statement()},
-            ignore=("checkpoint-", "runs", MODEL_DIR, "README.md"),
-        )
-    accelerator.wait_for_everyone()
-    return f"{acceptance.statement()}\n{kind}: wrote {output}; the model is {output / MODEL_DIR}"
+    if not hasattr(policy, "merge_and_unload"):
+        return policy
+    if not own.load_in_4bit:
+        return policy.merge_and_unload()
+    from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+
+    adapter = get_peft_model_state_dict(policy)
+    whole = get_peft_model(whole_start(own, args), own.peft_config())
+    set_peft_model_state_dict(whole, adapter)
+    return whole.merge_and_unload()
 
 
-def _write_model(path: Path, model: Any, start: Recommender, config: Any, seed: int, verdict: str) -> None:
-    if hasattr(model, "merge_and_unload"):
-        model = model.merge_and_unload()
+def write_policy(path: Path, model: Any, start: Recommender, config: Any, seed: int, verdict: str) -> None:
+    """Write a plain model as a model directory; all that is not weights is that of `start`."""
+    assert start.path is not None
     write_model_directory(
         path,
         model,
@@ -91,13 +79,5 @@ def _write_model(path: Path, model: Any, start: Recommender, config: Any, seed: 
         config=config,
         inputs={"model": start.path},
         seeds={"seed": seed},
-        overwrite=True,  # the run directory is ours: a resumed run replaces what it had written
         run={"verdict": verdict, "base_model": base_model_of(str(start.path))},
     )
-
-
-def _finite(row: dict[str, Any]) -> dict[str, Any]:
-    """JSON has no NaN; a metric that was undefined at a step is null."""
-    return {
-        key: None if isinstance(value, float) and value - value != 0 else value for key, value in row.items()
-    }

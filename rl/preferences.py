@@ -1,114 +1,113 @@
-"""Preference pairs from the model's own beams: the truth against the best items it wrongly places around it.
+"""Make preferences to train on: of one prompt, an answer to prefer and answers to reject.
 
-Legend: C cases, K beams.
+    python -m rl.preferences --model out/toy/model --output_dir out/toy/preferences
+    --negatives '{"beam": 2, "random": 1}'
+
+Prompts and preferred items are train's; rejected are the model's own best wrong beams, items drawn at random
+or by popularity, or what users are known to like less (`feedback`: a log or a rating). With `--rewards` they
+judge the model's beam in the truth's place. `rl.train_dpo --preferences OUTPUT_DIR` trains on the result, and
+`sample.md` in it is for people to read. Without this command, `rl.train_dpo` makes preferences itself.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
 
-import numpy as np
-from tqdm import tqdm
-
-from serve.decoding.ranking import ItemFilter, Ranking
-from serve.decoding.recommender import Recommender
-from serve.decoding.tree_beam import decode
-from serve.evaluation.model_ranking import DEFAULT_BATCH_TOKENS, batches
+from prompts.opening import MODEL_KIND
+from rl.preference_options import PREFERENCES_KIND, PreferenceOptions
+from sid_builder import cli
+from sid_builder.artifact import Artifact, check_output, open_artifact, writing
 from sid_builder.errors import InputError
-from sid_builder.interactions import Histories
+from sid_builder.processes import Processes
 
 
-@dataclass(frozen=True)
-class Preference:
-    """One pair in token ids: both answers are SID tokens and the end-of-turn token, as
-    `PromptTemplate.render` writes them.
+@dataclass(kw_only=True)
+class PreferenceArguments(PreferenceOptions):
+    """Arguments of `rl.preferences`."""
 
-    `rejected_rank` is the beam rank (0 is first) of the rejected SID; the item indices are for inspection.
-    """
+    model: str = field(metadata={"help": "model directory whose users are asked, and whose beams are judged"})
+    output_dir: str = field(metadata={"help": "directory of preferences to write"})
+    max_prompts: int = field(default=4000, metadata={"help": "cases drawn by seed; all if there are fewer"})
+    positions: Literal["all", "last"] = field(
+        default="all", metadata={"help": "draw from every train position, or only each user's last"}
+    )
+    seed: int = field(default=0, metadata={"help": "of all draws"})
+    device: str | None = field(
+        default=None, metadata={"help": "cpu, cuda, ...; default: a GPU if there is one"}
+    )
+    dtype: Literal["auto", "float32", "bfloat16"] = field(
+        default="auto", metadata={"help": "weights' dtype; auto: as saved"}
+    )
+    overwrite: bool = field(default=False, metadata={"help": "replace preferences that exist already"})
 
-    prompt_ids: list[int]
-    chosen_ids: list[int]
-    rejected_ids: list[int]
-    chosen_item: int
-    rejected_item: int
-    rejected_rank: int
+    def check(self) -> None:
+        """Everything that can be known before torch is imported."""
+        open_artifact(self.model, MODEL_KIND)
+        check_output(Path(self.output_dir), self.overwrite)
+        if self.max_prompts < 1:
+            raise InputError(f"max_prompts: {self.max_prompts}; give at least 1")
+        if Processes.current().world_size > 1:
+            raise InputError("num_processes: rl.preferences is one process; start it with python -m")
+        self.check_preferences()
 
-    def row(self) -> dict[str, Any]:
-        """The columns `rl.dpo_trainer` trains on."""
-        return {key: getattr(self, key) for key in ("prompt_ids", "chosen_ids", "rejected_ids")}
+
+def main(argv: Sequence[str]) -> None:
+    (args,) = cli.parse(PreferenceArguments, argv, description=__doc__)
+    from prompts.opening import open_template
+    from rl.preference_files import told
+    from serve.decoding.recommender import Recommender
+
+    if args.needs_beam:
+        policy = Recommender.load(args.model, args.device, args.dtype)
+    else:
+        template = open_template(args.model)
+        policy = Recommender(None, template.tokenizer, template.index, template, Path(args.model))
+    made = make_preferences(
+        policy, args, args.max_prompts, args.positions, args.seed, args.output_dir, args.overwrite
+    )
+    print(f"rl.preferences: wrote {args.output_dir}: {told(made)}")
 
 
-def build_preferences(
-    recommender: Recommender,
-    cases: Histories,
-    num_beams: int,
-    num_negatives: int,
-    max_pairs: int | None = None,
-    seed: int = 0,
-    only_hits: bool = False,
-) -> list[Preference]:
-    """Pairs from one constrained beam per case, in an order drawn by seed.
-
-    The target is chosen, the `num_negatives` best beams with another SID are rejected. An item that shares
-    the target's SID is never rejected: the model could not tell them apart.
+def make_preferences(
+    policy: Any,
+    options: PreferenceOptions,
+    max_prompts: int,
+    positions: str,
+    seed: int,
+    output_dir: str | Path,
+    overwrite: bool = False,
+) -> Artifact:
+    """Write an artefact of preferences. All processes call this alike, and each makes a share of the sets.
 
     Args:
-        num_beams: beam width; at least num_negatives + 1, so that a beam that holds the truth still has
-            enough wrong ones.
-        only_hits: leave out cases whose beam misses the target (there the pair teaches recall, not order).
-        max_pairs: drawn by seed when there are more; None keeps all.
+        policy: a Recommender; its model may be None where `options.needs_beam` is false.
 
     Raises:
-        InputError: when no pair could be built.
+        InputError: when there is nothing to prefer, and for more negatives than a source has.
     """
-    exclude_history = not cases.interactions.has_repeats
-    pairs: list[Preference] = []
-    for part, rankings in _beams(recommender, cases, num_beams, exclude_history):
-        for case, ranking in zip(part, rankings, strict=True):
-            pairs += _pairs_of(
-                recommender,
-                cases.history(case),
-                int(cases.targets_C[case]),
-                ranking,
-                num_negatives,
-                only_hits,
-            )
-    if not pairs:
-        raise InputError("preferences: no pair could be built; lower --num_negatives, or unset --only_hits")
-    order = np.random.default_rng(seed).permutation(len(pairs))[:max_pairs]
-    return [pairs[row] for row in order]
+    from rl.preference_files import write_sets
+    from rl.preference_sets import PreferenceMaker
+
+    processes = Processes.current()
+    maker = PreferenceMaker(policy, options, seed)
+    cases = maker.cases(max_prompts, positions)
+    low, high = processes.share_of(len(cases))
+    sets = maker.sets(cases[low:high], progress=processes.is_main)
+    if processes.world_size > 1:
+        from accelerate.utils import gather_object
+
+        sets = iter(gather_object(list(sets)))
+    if processes.is_main:
+        inputs = {"model": policy.path}
+        if file := options.negative_args.get("feedback", {}).get("file"):
+            inputs["feedback"] = file
+        with writing(output_dir, PREFERENCES_KIND, 1, options, inputs, {"seed": seed}, overwrite) as artifact:
+            artifact.summary["prompts"] = len(cases)
+            write_sets(sets, policy.template, artifact)
+    processes.wait()
+    return open_artifact(output_dir, PREFERENCES_KIND)
 
 
-def _beams(
-    recommender: Recommender, cases: Histories, num_beams: int, exclude_history: bool
-) -> Iterator[tuple[list[int], list[Ranking]]]:
-    with tqdm(total=len(cases), desc="beams for preferences", unit="prompt") as bar:
-        for part, prompts in batches(recommender, cases, DEFAULT_BATCH_TOKENS, num_beams):
-            filters = [ItemFilter(exclude=cases.history(case)) for case in part] if exclude_history else None
-            yield part, decode(recommender.model, prompts, recommender.trie, num_beams, filters)
-            bar.update(len(part))
-
-
-def _pairs_of(
-    recommender: Recommender,
-    history: np.ndarray,
-    target: int,
-    ranking: Ranking,
-    num_negatives: int,
-    only_hits: bool,
-) -> list[Preference]:
-    template, trie = recommender.template, recommender.index.trie
-    wrong = (ranking.codes_BL != recommender.index.semantic_ids.codes_NL[target]).any(axis=1)
-    if only_hits and wrong.all():
-        return []
-    prompt_ids = template.seqrec_prompt(history)
-    chosen_ids = [*template.sid_ids[target], *template.end_ids]
-    pairs = []
-    for rank in np.flatnonzero(wrong)[:num_negatives].tolist():
-        codes = ranking.codes_BL[rank]
-        leaf = trie.leaf_of([int(code) for code in codes if code >= 0])
-        assert leaf is not None
-        rejected = int(trie.items_of_leaf(leaf)[0])
-        rejected_ids = [*template.vocabulary.encode(codes), *template.end_ids]
-        pairs.append(Preference(prompt_ids, chosen_ids, rejected_ids, target, rejected, rank))
-    return pairs
+if __name__ == "__main__":
+    cli.run(main)

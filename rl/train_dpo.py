@@ -1,11 +1,15 @@
-"""DPO on pairs from the model's own beams: the truth against what it wrongly ranks first.
+"""DPO and S-DPO: an answer to prefer against answers to reject, from the model's own beams or elsewhere.
 
     accelerate launch -m rl.train_dpo --config configs/dpo/toy_cpu.yaml --model_name_or_path out/toy/model
     --output_dir out/toy/dpo
+    ... --loss_type s_dpo --negatives '{"beam": 2, "random": 1}'
+    ... --preferences out/toy/preferences
 
-Every flag of TRL's DPOConfig works as well; `OWN_DEFAULTS` are those we set differently. The pairs come from
-the model as it starts. With LoRA the reference is the model without its adapter, in full training a second
-copy. Resuming, the result, the verdict and `--plan true` are as with rl.train_grpo.
+Every flag of TRL's DPOConfig works as well; `OWN_DEFAULTS` are those we set differently. Preferences come
+from the model as it starts (rl/preferences.py), unless they are given. `loss_type: s_dpo` sets a preferred
+answer against all rejected ones at once; TRL's losses take each as a pair of its own. With LoRA the reference
+is the model without its adapter, in full training a second copy (or its log-probs, taken before:
+`precompute_ref_log_probs`). Resuming, the result, the verdict and `--plan true` are as with rl.train_grpo.
 """
 
 from collections.abc import Sequence
@@ -13,8 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from rl.arguments import DPOArguments
-from rl.policy import load_policy, train_and_judge
-from sft.run import prepare_output
 from sid_builder import cli
 
 KIND = "dpo"
@@ -23,11 +25,12 @@ OWN_DEFAULTS = {
     "beta": 0.1,
     "max_length": None,  # TRL: 1024; the template bounds prompts already
     "gradient_checkpointing": False,
+    "load_best_model_at_end": None,  # left open: sft.valid_ranking settles it
     "save_total_limit": 1,
     "logging_steps": 5,
     "report_to": "none",
 }
-CURVES = ("loss", "rewards/accuracies", "rewards/margins", "logps/chosen", "logps/rejected", "grad_norm")
+CURVES = ("rewards/accuracies", "rewards/margins", "logps/chosen", "logps/rejected", "grad_norm")
 
 
 def main(argv: Sequence[str]) -> None:
@@ -39,37 +42,62 @@ def main(argv: Sequence[str]) -> None:
 
         plan_dpo(own, args).show()
         return
-    resume = prepare_output(Path(args.output_dir), KIND, args.resume_from_checkpoint, own.overwrite)
-    policy = load_policy(own, args)
-    trainer = build_trainer(policy, own, args)
-    told = train_and_judge(trainer, policy, own, args, resume, KIND, CURVES)
+    train(own, args)
+
+
+def train(own: DPOArguments, args: Any, draws: int | None = None) -> None:
+    """One run from checked arguments to a sealed directory.
+
+    Args:
+        draws: seed of the preferences that are made; that of `args` by default.
+
+    Raises:
+        InputError: for losses that `args` does not fit, an output directory that is in the way, and
+            preferences or a reference that do not speak the model's SIDs.
+    """
+    from rl.dpo_losses import check_losses
+    from rl.run import PolicyRun
+
+    check_losses(args, own.training)
+    run = PolicyRun(own, args, KIND)
+    trainer = build_trainer(run.open(), own, args, run.resume, args.seed if draws is None else draws)
+    told = run.train(trainer, CURVES)
     if trainer.is_world_process_zero():
         print(told)
 
 
-def build_trainer(policy: Any, own: DPOArguments, args: Any) -> Any:
-    """Pairs and trainer for a policy. Every rank builds the same pairs from the same weights and seed."""
-    from datasets import Dataset
+def build_trainer(
+    policy: Any, own: DPOArguments, args: Any, resume: bool | str = False, draws: int = 0
+) -> Any:
+    """Preferences, reference and trainer for a policy.
 
+    Preferences that are made here stay beside the run, which reads them again when it is resumed.
+    """
     from rl.dpo_trainer import TokenDPOTrainer
-    from rl.preferences import build_preferences
-    from rl.train_cases import draw_train_cases
+    from rl.preference_files import check_same_meaning, meaning_of_ids, open_preferences, told
+    from rl.preferences import make_preferences
+    from serve.decoding.recommender import Recommender
 
-    cases = draw_train_cases(policy, own.max_prompts, own.positions, args.seed)
-    pairs = build_preferences(
-        policy, cases, own.num_beams, own.num_negatives, only_hits=own.only_hits, seed=args.seed
-    )
-    ranks = [pair.rejected_rank for pair in pairs]
-    print(
-        f"{KIND}: {len(pairs):,} pairs from {len(cases):,} prompts; "
-        f"the rejected item stood first in {ranks.count(0) / len(ranks):.1%}"
-    )
+    path = Path(own.preferences or f"{args.output_dir}.preferences")
+    if own.preferences is None and not (resume and path.is_dir()):
+        made = make_preferences(policy, own, own.max_prompts, own.positions, draws, path, overwrite=True)
+        if args.process_index == 0:
+            print(f"{KIND}: {told(made)}; see {path / 'sample.md'}")
+    rows = open_preferences(path, policy.template)
+    reference = None
+    if own.reference is not None:
+        other = Recommender.load(own.reference, device=str(args.device), dtype=own.dtype)
+        meaning = meaning_of_ids(other.template)
+        check_same_meaning(meaning, policy.template, f"reference: {own.reference} was trained")
+        reference = other.model
     return TokenDPOTrainer(
         model=policy.model,
+        ref_model=reference,
         args=args,
-        train_dataset=Dataset.from_list([pair.row() for pair in pairs]),
+        train_dataset=rows,
         processing_class=policy.tokenizer,
         peft_config=own.peft_config(),
+        shared_prompt=own.shared_prompt,
     )
 
 

@@ -1,4 +1,4 @@
-"""GRPO on a merged model, with the constrained beam of the current policy as the rollout.
+"""GRPO on a merged model, with SIDs of the current policy under the trie as the rollout.
 
     accelerate launch -m rl.train_grpo --config configs/grpo/toy_cpu.yaml --model_name_or_path out/toy/model
     --output_dir out/toy/grpo
@@ -10,16 +10,14 @@ serve.evaluate and serve.launch open; whether it is better than what went in is 
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from rl import REWARDS
 from rl.arguments import GRPOArguments
-from rl.policy import load_policy, train_and_judge
-from sft.run import prepare_output
+from rl.rewards.building import bound_rewards, warn_of_lost_ranks
+from rl.rollout_options import check_group_size, take_rollout
+from rl.update_options import check_update
 from sid_builder import cli
 from sid_builder.errors import InputError
-from sid_builder.registry import resolve
 
 KIND = "grpo"
 OWN_DEFAULTS = {
@@ -30,11 +28,13 @@ OWN_DEFAULTS = {
     "loss_type": "grpo",
     "mask_truncated_completions": False,  # SIDs carry no end token: "truncated" is their normal form
     "gradient_checkpointing": False,
+    "num_generations_eval": 1,  # TRL would have groups fit evaluation batches; evaluation draws none
+    "load_best_model_at_end": None,  # left open: sft.valid_ranking settles it
     "save_total_limit": 1,
     "logging_steps": 5,
     "report_to": "none",
 }
-CURVES = ("reward", "frac_reward_zero_std", "kl", "entropy", "grad_norm", "learning_rate")
+CURVES = ("reward", "idle_groups", "kl", "entropy", "grad_norm", "learning_rate")
 
 
 def main(argv: Sequence[str]) -> None:
@@ -42,24 +42,26 @@ def main(argv: Sequence[str]) -> None:
         GRPOArguments, argv, lazy=["trl:GRPOConfig"], own_defaults=OWN_DEFAULTS, description=__doc__
     )
     _take_weights(own.rewards, args)
+    take_rollout(own.rollout, args)
+    check_update(own.update, args, own.training)
+    warn_of_lost_ranks(own.rewards, args.scale_rewards)
     if own.plan:
         from rl.plan import plan_grpo
 
         plan_grpo(own, args).show()
         return
-    resume = prepare_output(Path(args.output_dir), KIND, args.resume_from_checkpoint, own.overwrite)
     from rl.grpo_trainer import check_groups
+    from rl.run import PolicyRun
 
     check_groups(args)
-    policy = load_policy(own, args)
-    trainer = build_trainer(policy, own, args)
+    run = PolicyRun(own, args, KIND)
+    trainer = build_trainer(run.open(), own, args)
     prompts = f"{len(trainer.train_dataset):,} prompts x {args.num_generations} completions"
     print(f"{KIND}: {prompts} for {own.rewards}")
-    told = train_and_judge(trainer, policy, own, args, resume, KIND, CURVES)
+    told = run.train(trainer, CURVES)
     if trainer.is_world_process_zero():
-        logged = [row.get("frac_reward_zero_std") for row in trainer.state.log_history]
-        idle = [share for share in logged if share is not None]
-        print(f"{KIND}: {sum(idle) / max(len(idle), 1):.1%} of the groups held no hit, hence no advantage")
+        shares = [row["idle_groups"] for row in trainer.state.log_history if "idle_groups" in row]
+        print(f"{KIND}: {sum(shares) / max(len(shares), 1):.1%} of the groups were idle: no advantage")
         print(told)
 
 
@@ -67,13 +69,12 @@ def build_trainer(policy: Any, own: GRPOArguments, args: Any) -> Any:
     """Rows, rewards, rollout and trainer for a policy; sets the fields of `args` that the policy decides.
 
     Raises:
-        InputError: when a group could not be filled with distinct legal SIDs.
+        InputError: when a group could not be filled with legal SIDs.
     """
     from datasets import Dataset
 
     from rl.grpo_trainer import GroupedGRPOTrainer
-    from rl.rewards.completions import BoundReward
-    from rl.rollout import BeamRollout, check_group_size
+    from rl.rollout import Rollout
     from rl.train_cases import draw_train_cases, prompt_rows
 
     template, interactions = policy.template, policy.interactions
@@ -82,13 +83,12 @@ def build_trainer(policy: Any, own: GRPOArguments, args: Any) -> Any:
     # Evaluation leaves a user's history out of the list when the data has no repeats; so does the rollout.
     exclude_history = not interactions.has_repeats
     longest = max(len(row["history"]) for row in rows) if exclude_history else 0
-    check_group_size(args.num_generations, policy.index.trie, longest)
+    check_group_size(own.rollout, args.num_generations, policy.index.trie.num_leaves, longest)
     args.max_completion_length = policy.index.semantic_ids.depth
     args.chat_template_kwargs = template.pack.chat_template_kwargs
-    rewards = [
-        BoundReward(name, resolve(REWARDS, name, "rewards"), policy.index, template.vocabulary)
-        for name in own.rewards
-    ]
+    rewards = bound_rewards(
+        own.rewards, own.reward_args, policy.index, template.vocabulary, policy.interactions
+    )
     return GroupedGRPOTrainer(
         model=policy.model,
         args=args,
@@ -96,8 +96,10 @@ def build_trainer(policy: Any, own: GRPOArguments, args: Any) -> Any:
         train_dataset=Dataset.from_list(rows),
         processing_class=policy.tokenizer,
         peft_config=own.peft_config(),
-        rollout_func=BeamRollout(template, exclude_history),
-        shared_prompt=own.update.shared_prompt,
+        rollout_func=Rollout(template, own.rollout, exclude_history),
+        idle_groups=own.rollout.idle_groups,
+        update=own.update,
+        template=template,
     )
 
 

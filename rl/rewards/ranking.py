@@ -1,23 +1,11 @@
-"""`ranking`: a hit earns 1, a miss costs more the higher the beam placed it (MiniOneRec's)."""
+"""`ranking`: a hit earns 1, a miss beside it costs more the higher the beam placed it (MiniOneRec's)."""
 
 import numpy as np
 
-from rl.rewards import rule
+from rl.rewards import ranking_only, rule
 from rl.rewards.completions import Completions
 
 
-def discounts(group_size: int) -> np.ndarray:
-    """w_i = (1 / log2(i + 2)) / sum_j 1 / log2(j + 2) for beam ranks i = 0..G-1; sums to 1."""
-    weights = 1.0 / np.log2(np.arange(group_size) + 2.0)
-    return weights / weights.sum()
-
-
 def reward(completions: Completions) -> np.ndarray:
-    """Rule minus w_i for every miss of a group with a hit; groups without get 0 throughout. Float64 [C]."""
-    size_C = completions.group_size_C()
-    weight_C = np.zeros(len(completions))
-    for size in np.unique(size_C):
-        rows = size_C == size
-        weight_C[rows] = discounts(int(size))[completions.rank_C[rows]]
-    penalised_C = completions.any_in_group(completions.hit_C) & ~completions.hit_C
-    return rule.reward(completions) - np.where(penalised_C, weight_C, 0.0)
+    """`rule` + `ranking_only`, float64 [C]; groups without a hit get 0 throughout."""
+    return rule.reward(completions) + ranking_only.reward(completions)

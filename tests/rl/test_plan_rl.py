@@ -16,7 +16,7 @@ COMMANDS = {"grpo": train_grpo.main, "dpo": train_dpo.main}
 FLAGS = {
     "grpo": "--num_generations 4 --per_device_train_batch_size 8 --gradient_accumulation_steps 2 "
     "--steps_per_generation 2 --max_prompts 14 --num_train_epochs 2",
-    "dpo": "--num_beams 6 --num_negatives 2 --per_device_train_batch_size 4 --max_prompts 11",
+    "dpo": '--num_beams 6 --negatives {"beam":2} --per_device_train_batch_size 4 --max_prompts 11',
 }
 
 SPLIT = ["--gradient_accumulation_steps", "1"]  # two optimizer steps a rollout
@@ -64,6 +64,11 @@ def test_what_a_policy_keeps(weightless, tmp_path, capsys):
     assert "reference" not in lora["memory_gib"] and lora["trainable"] < full["trainable"]
     _, apart = plan("grpo", weightless, tmp_path, capsys, "--update", '{"shared_prompt": false}')
     assert full["flops_step"] < 0.8 * apart["flops_step"]
+    costs = [
+        plan("grpo", weightless, tmp_path, capsys, "--rollout", json.dumps(rollout))[1]["flops_step"]
+        for rollout in ({"mode": "sample"}, {"oversample": 1.5}, {"mode": "mixed"})
+    ]
+    assert costs[0] == full["flops_step"] < costs[1] == costs[2]
     _, stale = plan("grpo", weightless, tmp_path, capsys, "--num_iterations", "2")
     assert stale["steps"] == 2 * full["steps"], "every rollout is learnt from twice"
 
@@ -72,10 +77,12 @@ def test_what_training_refuses_a_plan_refuses(weightless, tmp_path, capsys, monk
     with pytest.raises(InputError, match="save_steps: 1.0 falls inside a generation batch"):
         plan("grpo", weightless, tmp_path, capsys, "--save_strategy", "steps", "--save_steps", "1", *SPLIT)
     launch = tmp_path / "launch.yaml"
-    launch.write_text("distributed_type: FSDP\nnum_processes: 2\nfsdp_config: {fsdp_version: 2}\n")
+    launch.write_text("distributed_type: DEEPSPEED\nnum_processes: 2\ndeepspeed_config: {zero_stage: 3}\n")
     monkeypatch.setenv("ACCELERATE_CONFIG_FILE", str(launch))
-    with pytest.raises(InputError, match="fsdp2 shares them out; use DDP or ZeRO-2"):
+    with pytest.raises(InputError, match="which zero3 shares out"):
         plan("grpo", weightless, tmp_path, capsys)
+    launch.write_text("distributed_type: FSDP\nnum_processes: 2\nfsdp_config: {fsdp_version: 2}\n")
+    assert "whole policy" in plan("grpo", weightless, tmp_path, capsys)[1]["memory_gib"]
     launch.write_text("distributed_type: MULTI_GPU\nnum_processes: 2\n")
     shared = plan("grpo", weightless, tmp_path, capsys)[1]
     assert (shared["processes"], shared["sharding"]) == (2, "ddp")

@@ -8,38 +8,20 @@ import pytest
 import torch
 
 from rl import train_grpo
-from rl.arguments import GRPOArguments
-from rl.rewards.ranking import discounts
+from rl.rewards.ranking_only import discounts
 from serve.decoding.ranking import ItemFilter
 from serve.decoding.recommender import Recommender
 from serve.decoding.tree_beam import decode
-from sid_builder import cli
 from sid_builder.errors import InputError
+from tests.rl.builders import grpo_flags, grpo_trainer, rows_with_hits
 
 G = 8
-
-
-def arguments(model_dir, output_dir, *flags: str) -> list[str]:
-    common = f"--model_name_or_path {model_dir} --output_dir {output_dir} --use_cpu true --bf16 false"
-    sizes = "--per_device_train_batch_size 16 --gradient_accumulation_steps 2 --num_generations 8"
-    common += " --disable_tqdm true --valid_cases 20"
-    return [*common.split(), *sizes.split(), *flags]
-
-
-def make_trainer(model_dir, output_dir, *flags: str):
-    own, args = cli.parse(
-        GRPOArguments,
-        arguments(model_dir, output_dir, *flags),
-        lazy=["trl:GRPOConfig"],
-        own_defaults=train_grpo.OWN_DEFAULTS,
-    )
-    policy = Recommender.load(model_dir, device="cpu")
-    return train_grpo.build_trainer(policy, own, args), policy
+TOO_MANY = ["--num_generations", "64", "--per_device_train_batch_size", "64"]
 
 
 @pytest.fixture(scope="module")
 def trainer_and_policy(model_dir, tmp_path_factory):
-    return make_trainer(
+    return grpo_trainer(
         model_dir,
         tmp_path_factory.mktemp("grpo"),
         "--rewards",
@@ -49,28 +31,10 @@ def trainer_and_policy(model_dir, tmp_path_factory):
     )
 
 
-def generation_batch(trainer, policy):
-    """Four groups whose targets stand at beam ranks 0, 3 and 7, and one that its beam misses."""
-    rows = next(iter(trainer.get_train_dataloader()))
-    trainer.rollout_rows = rows
-    completions = trainer.rollout_func([row["prompt"] for row in rows], trainer)["completion_ids"]
-    found = [policy.template.vocabulary.decode(ids) for ids in completions]
-    for group, rank in enumerate((0, 3, 7, None)):
-        part = slice(group * G, (group + 1) * G)
-        ids = policy.index.semantic_ids
-        missed = next(
-            item for item, codes in enumerate(ids.codes_NL.tolist()) if tuple(codes) not in found[part]
-        )
-        item = missed if rank is None else ids.items_of(found[part][rank])[0]
-        for row in rows[part]:
-            row["target_item"] = item
-    return rows
-
-
 def test_groups_stay_whole_and_advantages_are_the_hand_computed_ones(trainer_and_policy):
     trainer, policy = trainer_and_policy
     trainer.model.train()
-    rows = generation_batch(trainer, policy)
+    rows = rows_with_hits(trainer, policy)
     assert len(rows) == 32  # per_device_train_batch_size 16 x steps_per_generation 2
     targets = {}
     for row in rows:
@@ -123,7 +87,7 @@ def test_first_step_matches_the_loss_by_hand(trainer_and_policy):
     trainer.model.train()
     trainer.current_gradient_accumulation_steps = 1
     trainer._step, trainer._buffered_inputs = 0, None
-    batch = trainer._prepare_inputs(generation_batch(trainer, policy))
+    batch = trainer._prepare_inputs(rows_with_hits(trainer, policy))
     trainer.model.zero_grad()
     trainer.compute_loss(trainer.model, batch).backward()
     weight = trainer.model.model.layers[0].self_attn.q_proj.weight
@@ -146,7 +110,7 @@ def test_shared_prompts_change_nothing_but_the_time(trainer_and_policy):
     trainer, policy = trainer_and_policy
     trainer.model.train()
     trainer._step, trainer._buffered_inputs = 0, None
-    trainer._prepare_inputs(generation_batch(trainer, policy))
+    trainer._prepare_inputs(rows_with_hits(trainer, policy))
     halves = trainer._buffered_inputs
     batch = {key: torch.cat([half[key] for half in halves]) for key in halves[0] if halves[0][key].dim()}
     assert len(set(batch["prompt_mask"].sum(1).tolist())) > 1
@@ -185,7 +149,7 @@ def test_a_whole_run_is_the_same_with_trls_layout(model_dir, tmp_path):
     ]
     for name, shared in (("ours", "true"), ("trl", "false")):
         train_grpo.main(
-            arguments(model_dir, tmp_path / name, *flags, "--update", f'{{"shared_prompt": {shared}}}')
+            grpo_flags(model_dir, tmp_path / name, *flags, "--update", f'{{"shared_prompt": {shared}}}')
         )
     ours, trl = (Recommender.load(tmp_path / name / "model", device="cpu").model for name in ("ours", "trl"))
     for name, parameter in ours.named_parameters():
@@ -197,7 +161,7 @@ def test_reward_rises_on_four_prompts(model_dir, tmp_path):
     sizes = "--num_generations 48 --per_device_train_batch_size 192 --gradient_accumulation_steps 1"
     flags = "--max_prompts 4 --learning_rate 3e-3 --max_steps 25 --beta 0 --save_strategy no"
     argv = [*sizes.split(), *flags.split(), "--lr_scheduler_type", "constant"]
-    trainer, policy = make_trainer(model_dir, tmp_path / "x", *argv)
+    trainer, policy = grpo_trainer(model_dir, tmp_path / "x", *argv)
 
     def reward_of_four_beams() -> float:
         rows = [trainer.train_dataset[row] for row in range(4)]
@@ -217,11 +181,12 @@ def test_command_writes_a_model_that_opens_and_a_verdict(model_dir, tmp_path, ca
     output = tmp_path / "grpo"
     flags = ["--rewards", '{"rule": 1.0, "ranking": 0.5}', "--training", "lora"]
     flags += ["--max_steps", "2", "--learning_rate", "1e-3", "--logging_steps", "1"]
-    train_grpo.main(arguments(model_dir, output, *flags))
+    train_grpo.main(grpo_flags(model_dir, output, *flags))
     told = capsys.readouterr().out
-    assert "NDCG@10" in told and "of the groups held no hit" in told
+    assert "NDCG@10" in told and "of the groups were idle" in told
     verdict = json.loads((output / "acceptance.json").read_text())
-    assert verdict["cases"] == 20 and verdict["verdict"] in ("helped", "hurt", "no clear change")
+    assert verdict["cases"] == {"choosing": 10, "judging": 10, "probed": 10}
+    assert verdict["verdict"] in ("helped", "hurt", "no clear change")
     assert (output / "curves.png").stat().st_size > 1000
     start, result = (Recommender.load(path, device="cpu") for path in (model_dir, output / "model"))
     assert not any("lora" in name for name, _ in result.model.named_parameters())
@@ -233,11 +198,14 @@ def test_command_writes_a_model_that_opens_and_a_verdict(model_dir, tmp_path, ca
     assert moved and all("proj" in name for name in moved)
     assert result.interactions.num_sequences == 40
     with pytest.raises(InputError, match="output_dir"):
-        train_grpo.main(arguments(model_dir, output))
+        train_grpo.main(grpo_flags(model_dir, output))
 
 
-def test_resumed_run_equals_an_uninterrupted_one(model_dir, tmp_path):
+@pytest.mark.parametrize("rollout", [{}, {"mode": "sample", "idle_groups": "resample"}])
+def test_resumed_run_equals_an_uninterrupted_one(model_dir, tmp_path, rollout):
     flags = [
+        "--rollout",
+        json.dumps(rollout),
         "--max_steps",
         "4",
         "--save_steps",
@@ -249,10 +217,10 @@ def test_resumed_run_equals_an_uninterrupted_one(model_dir, tmp_path):
         "--save_total_limit",
         "3",
     ]
-    train_grpo.main(arguments(model_dir, tmp_path / "whole", *flags))
+    train_grpo.main(grpo_flags(model_dir, tmp_path / "whole", *flags))
     checkpoint = tmp_path / "whole" / "checkpoint-2"
     train_grpo.main(
-        arguments(model_dir, tmp_path / "resumed", *flags, "--resume_from_checkpoint", str(checkpoint))
+        grpo_flags(model_dir, tmp_path / "resumed", *flags, "--resume_from_checkpoint", str(checkpoint))
     )
     whole, resumed = (
         Recommender.load(tmp_path / name / "model", device="cpu").model for name in ("whole", "resumed")
@@ -302,15 +270,27 @@ def test_groups_and_checkpoints_are_checked(flags, message):
         (["--reward_weights", "1", "2"], "reward_weights"),
         (["--resume_from_checkpoint", "true"], "resume_from_checkpoint"),
         (["--num_generation", "4"], "num_generation"),
+        (["--rollout", '{"mode": "beams"}'], "rollout"),
+        (["--rollout", '{"oversample": 0.5}'], "rollout.oversample: 0.5"),
+        (
+            ["--rollout", '{"mode": "mixed", "sampled": 0.05}'],
+            "rollout.sampled: 0.05 of 8 completions is none",
+        ),
+        (["--temperature", "0.7"], "temperature: 0.7; say --rollout"),
+        (["--top_p", "0.9"], "top_p: 0.9 has no effect on rollouts under the trie"),
+        (["--use_vllm", "true"], "use_vllm: true is not supported"),
+        (TOO_MANY, "num_generations: 64 .*needs 64 SIDs, but only 56 are left"),
+        ([*TOO_MANY, "--rollout", '{"mode": "mixed"}'], "num_generations: 64 .*needs 64 SIDs"),
+        ([*TOO_MANY, "--rollout", '{"oversample": 1.5}'], "num_generations: 64 .*needs 96 SIDs"),
         (["--push_to_hub", "true"], "push_to_hub: a run directory holds people's interactions"),
     ],
 )
 def test_bad_input_leaves_nothing_behind(model_dir, tmp_path, flags, message):
     with pytest.raises(InputError, match=message):
-        train_grpo.main(arguments(model_dir, tmp_path / "out", *flags))
+        train_grpo.main(grpo_flags(model_dir, tmp_path / "out", *flags))
     assert not (tmp_path / "out").exists()
 
 
 def test_a_model_directory_is_needed(tmp_path):
     with pytest.raises(InputError, match="expected a 'model' artefact"):
-        train_grpo.main(arguments(tmp_path / "nowhere", tmp_path / "out"))
+        train_grpo.main(grpo_flags(tmp_path / "nowhere", tmp_path / "out"))
