@@ -11,12 +11,15 @@ before, and `new` starts over.
 import dataclasses
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, get_origin, get_type_hints
 
 from prompts.opening import open_template
 from prompts.template import PromptTemplate, Turn
+from serve.engine.recommendation import Recommendation
+from serve.engine.request_prompt import request_messages
 from sid_builder.cli import parse, run
 from sid_builder.errors import InputError
 
@@ -33,8 +36,8 @@ class ChatArguments:
     n: int = field(default=5, metadata={"help": "items to show"})
     base_url: str = field(default="http://127.0.0.1:8000/v1", metadata={"help": "endpoint"})
     api_key: str = field(default="none", metadata={"help": "key of the endpoint, if it asks for one"})
-    temperature: float = field(default=1.0, metadata={"help": "of the samples behind the first item"})
-    seed: int = field(default=0, metadata={"help": "of the samples"})
+    temperature: float = field(default=1.0, metadata={"help": "of the samples behind the first item (vLLM)"})
+    seed: int = field(default=0, metadata={"help": "of the samples (vLLM)"})
     wait: float = field(
         default=0, metadata={"help": "seconds to wait for an endpoint that is still starting"}
     )
@@ -48,58 +51,35 @@ class ChatArguments:
             raise InputError(f"wait: {self.wait}; give a number of seconds of at least 0")
 
 
-@dataclass(frozen=True)
-class Recommendation:
-    """One line of an answer; `score` is the log-prob of the item's SID over the whole vocabulary."""
+@contextmanager
+def _one_line_errors(client: Any) -> Iterator[None]:
+    """What the endpoint refuses, or its absence, as InputError."""
+    import openai
 
-    rank: int
-    item_index: int
-    item_id: str
-    title: str
-    sid: str
-    score: float
-
-
-def request_messages(
-    template: PromptTemplate, message: str | None, history: Sequence[int], turns: Sequence[Turn] = ()
-) -> list[dict[str, str]]:
-    """Chat messages in the words of training.
-
-    A history alone is asked in the first wording of seqrec. A request is asked in the first wording that
-    holds it and the history, if there is one: of itemsearch, else of another task of the pack.
-
-    Args:
-        turns: what was said and shown before, oldest first.
-
-    Raises:
-        InputError: when the pack has no wording with both a history and a request, or it all does not fit in
-            a prompt.
-    """
-    history = [int(item) for item in history]
-    tasks = template.pack.tasks
-    if history and not message:
-        return template.messages(
-            template.user_text(template.pack.templates("seqrec")[0], history, turns), turns
-        )
-    for task in sorted(tasks, key=lambda name: (name != "itemsearch", name)):
-        wording = template.request_wording(task, "query", history)
-        if wording is not None:
-            asked = template.user_text(tasks[task][wording], history, turns, {"query": message or ""})
-            return template.messages(asked, turns)
-    if history:
-        raise InputError("history: no wording of this model holds a history and a request; give one of them")
-    return template.messages(message or "", turns)
+    try:
+        yield
+    except openai.APIConnectionError as error:
+        raise InputError(
+            f"base_url: {client.base_url} cannot be reached; start `python -m serve.launch --model DIR` first"
+        ) from error
+    except openai.APIStatusError as error:
+        raise InputError(f"endpoint: refused the request ({' '.join(error.message.split())})") from error
 
 
 def recommend(
     client: Any,
     template: PromptTemplate,
-    messages: list[dict[str, str]],
+    message: str | None,
+    history: Sequence[int],
+    turns: Sequence[Turn],
     n: int,
     temperature: float = 1.0,
     seed: int = 0,
 ) -> list[Recommendation]:
-    """The greedy item, then the best of 4 n samples by score; at most n items, fewer when fewer came up.
+    """The endpoint's ranked items: at most n.
+
+    An endpoint that ranks (`--engine torch`) is asked once. Of one that samples (vLLM): the greedy item, then
+    the best of 4 n samples by score, fewer than n when fewer came up.
 
     Args:
         client: an `openai.OpenAI`.
@@ -107,11 +87,12 @@ def recommend(
     Raises:
         InputError: when the endpoint cannot be reached, refuses, or answers with something that is no item.
     """
-    import openai
-
-    try:
-        served = client.models.list().data[0].id
-        ask = {"model": served, "messages": messages, "logprobs": True}
+    with _one_line_errors(client):
+        card = client.models.list().data[0]
+        if card.owned_by == "sidereal":
+            return ask_ranked(client, card.id, template, message, history, turns, n)
+        messages = request_messages(template, message, history, turns)
+        ask = {"model": card.id, "messages": messages, "logprobs": True}
         choices = [(choice, 1.0) for choice in client.chat.completions.create(**ask, temperature=0).choices]
         if n > 1:
             sampled = client.chat.completions.create(
@@ -119,17 +100,41 @@ def recommend(
             )
             # vLLM reports the logits it draws from: log-probs divided by the temperature.
             choices += [(choice, temperature) for choice in sampled.choices]
-    except openai.APIConnectionError as error:
-        raise InputError(
-            f"base_url: {client.base_url} cannot be reached; start `python -m serve.launch --model DIR` first"
-        ) from error
-    except openai.APIStatusError as error:
-        raise InputError(f"endpoint: refused the request ({' '.join(error.message.split())})") from error
     scores: dict[tuple[int, ...], float] = {}
     for choice, scale in choices:
         codes, score = read_choice(template, choice)
         scores[codes] = max(score * scale, scores.get(codes, float("-inf")))
     return rank_items(template, scores)[:n]
+
+
+def ask_ranked(
+    client: Any,
+    served: str,
+    template: PromptTemplate,
+    message: str | None,
+    history: Sequence[int],
+    turns: Sequence[Turn],
+    n: int,
+) -> list[Recommendation]:
+    """The list of an endpoint that puts words into the wording of training itself; one choice is one SID."""
+    catalog = template.index.catalog
+    item_ids = [catalog.item_ids[item] for item in history]
+    answer = client.chat.completions.create(
+        model=served,
+        messages=template.messages(message or "", turns),
+        n=n,
+        extra_body={"history": item_ids} if item_ids else {},
+    )
+    for title in answer.resolved:
+        print(f"(taken for your history: {title['title']})")
+    ranked: list[Recommendation] = []
+    for choice in answer.choices:
+        sid, score = choice.recommendation["sid"], choice.recommendation["score"]
+        for item_id in (choice.recommendation["item_id"], *choice.recommendation["same_sid"]):
+            item = catalog.item_index(item_id)
+            row = (item, item_id, catalog.titles[item], sid, score)
+            ranked.append(Recommendation(len(ranked) + 1, *row))
+    return ranked[:n]
 
 
 def wait_for_endpoint(client: Any, seconds: float) -> None:
@@ -240,11 +245,11 @@ def main(argv: Sequence[str]) -> None:
     wait_for_endpoint(client, arguments.wait)
 
     def answer(message: str | None, turns: list[Turn]) -> list[Recommendation]:
-        messages = request_messages(template, message, history, turns)
-        found = recommend(client, template, messages, arguments.n, arguments.temperature, arguments.seed)
+        sampling = (arguments.temperature, arguments.seed)
+        found = recommend(client, template, message, history, turns, arguments.n, *sampling)
         print(format_table(found))
         if len(found) < arguments.n:
-            print(f"({len(found)} different items came up; a higher --temperature finds more)")
+            print(f"({len(found)} different items came up; where it samples, --temperature finds more)")
         return found
 
     if arguments.message or history:

@@ -1,12 +1,17 @@
-"""Serve a model directory with vLLM behind an OpenAI-compatible endpoint.
+"""Serve a model directory behind an OpenAI-compatible endpoint.
 
     python -m serve.launch --model out/beauty/model
     python -m serve.launch --config configs/serve/gpu.yaml --model out/beauty/model --port 8001
+    python -m serve.launch --engine torch --model out/beauty/model    # the tree beam in this process
 
 Runs a real `vllm serve` with the trie as logits processor, so that every answer is an item of the catalogue.
+`--engine torch` needs no vLLM: one process ranks items exactly as evaluation does, for small models.
 """
 
+import dataclasses
+import importlib.util
 import json
+import os
 import shlex
 import signal
 import sys
@@ -14,14 +19,30 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Literal
 
 from prompts.opening import open_template
 from prompts.template import PromptTemplate
+from serve.engine.torch_options import TorchOptions
+from serve.http.limits import HttpLimits
 from serve.vllm.command import EngineOptions, check_installed, is_cpu_build
 from serve.vllm.server import Server, ServerError, port_is_free
-from sid_builder.cli import parse, run
+from sid_builder.cli import build_dataclass, parse, run
 from sid_builder.errors import InputError
 
+API_KEYS_VARIABLE = "SIDEREAL_API_KEYS"
+# Settings of one engine that would do nothing for the other.
+VLLM_ONLY = (
+    "max_num_seqs",
+    "max_model_len",
+    "tensor_parallel_size",
+    "cpu_kv_cache_gib",
+    "start_timeout_s",
+    "log_file",
+    "vllm_flags",
+)
+TORCH_ONLY = ("torch_args", "limits")
+SERVER_PACKAGES = ("fastapi", "uvicorn", "prometheus_client")  # of engine torch; vllm brings them as well
 # vllm 0.31.0, v1/attention/backends/cpu_attn.py, get_supported_head_sizes; a test compares.
 CPU_HEAD_SIZES = [32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512]
 
@@ -31,10 +52,20 @@ class LaunchArguments:
     """One server."""
 
     model: str = field(metadata={"help": "model directory (from sft.merge or rl)"})
+    engine: Literal["vllm", "torch"] = field(
+        default="vllm",
+        metadata={"help": "vllm: a server of its own; torch: the tree beam in this process, small models"},
+    )
     host: str = field(default="127.0.0.1", metadata={"help": "address; 0.0.0.0 opens it to the network"})
     port: int = field(default=8000, metadata={"help": "port to listen on"})
     served_model_name: str = field(default="sidereal", metadata={"help": "name clients ask for"})
-    api_key: str | None = field(default=None, metadata={"help": "key clients must send; None: open"})
+    api_key: str | None = field(
+        default=None,
+        metadata={
+            "help": "key clients must send; None: open. The torch engine also takes keys, with commas, from "
+            f"{API_KEYS_VARIABLE} in the environment, where other users of the machine cannot see them"
+        },
+    )
     max_num_seqs: int | None = field(
         default=None, metadata={"help": "most sequences decoded at once (vLLM's default)"}
     )
@@ -51,6 +82,14 @@ class LaunchArguments:
         default=None, metadata={"help": "vLLM's output (a file in the temp directory)"}
     )
     vllm_flags: str = field(default="", metadata={"help": "further flags of `vllm serve`, in one string"})
+    torch_args: dict[str, Any] = field(
+        default_factory=dict,
+        metadata={"help": "engine torch: batch_tokens, ... of serve.engine.torch_options.TorchOptions"},
+    )
+    limits: dict[str, Any] = field(
+        default_factory=dict,
+        metadata={"help": "engine torch: what clients may ask for, of serve.http.limits.HttpLimits"},
+    )
 
     def check(self) -> None:
         if not 1 <= self.port <= 65535:
@@ -69,6 +108,26 @@ class LaunchArguments:
             raise InputError(
                 f"dtype: {self.dtype!r} is not one of ['auto', 'bfloat16', 'float16', 'float32']"
             )
+        other = VLLM_ONLY if self.engine == "torch" else TORCH_ONLY
+        for entry in dataclasses.fields(self):
+            plain = {} if entry.default is dataclasses.MISSING else entry.default
+            if entry.name in other and getattr(self, entry.name) != plain:
+                raise InputError(f"{entry.name}: does nothing for --engine {self.engine}; leave it out")
+        if self.engine == "vllm" and os.environ.get(API_KEYS_VARIABLE):
+            raise InputError(f"{API_KEYS_VARIABLE}: --engine vllm would not read it; set VLLM_API_KEY")
+        self.torch_options()
+        self.http_limits()
+
+    def torch_options(self) -> TorchOptions:
+        return build_dataclass(TorchOptions, self.torch_args, "torch_args")
+
+    def http_limits(self) -> HttpLimits:
+        return build_dataclass(HttpLimits, self.limits, "limits")
+
+    def api_keys(self) -> list[str]:
+        """Keys of clients, from the flag and the environment; empty: open."""
+        given = [self.api_key or "", *os.environ.get(API_KEYS_VARIABLE, "").split(",")]
+        return [key.strip() for key in given if key.strip()]
 
     def options(self) -> EngineOptions:
         return EngineOptions(
@@ -148,12 +207,56 @@ def _interrupt(*_: object) -> None:
 def main(argv: Sequence[str]) -> None:
     """Start the server and stay with it until it ends or this process is told to stop (SIGINT, SIGTERM)."""
     (arguments,) = parse(LaunchArguments, argv, description=__doc__)
+    start = {"vllm": serve_with_vllm, "torch": serve_with_torch}[arguments.engine]
+    start(arguments)
+
+
+def _check_port(arguments: LaunchArguments) -> None:
+    if not port_is_free(arguments.host, arguments.port):
+        raise InputError(f"port: {arguments.port} on {arguments.host} is taken; choose another --port")
+
+
+def serve_with_torch(arguments: LaunchArguments) -> None:
+    """The tree beam behind HTTP in this process; a signal lets running requests end first."""
+    missing = [name for name in SERVER_PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise InputError(f"{missing[0]}: is not installed here; install sidereal[serve], [cpu] or [vllm]")
+    template = check_model_directory(arguments.model)
+    _check_port(arguments)
+    print(f"loading {arguments.model}: {template.index.catalog.num_items} items", flush=True)
+    import torch
+
+    from serve.decoding.recommender import Recommender
+    from serve.engine.torch_engine import TorchEngine
+    from serve.http.app import make_app, serve
+
+    options, limits = arguments.torch_options(), arguments.http_limits()
+    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = "float32" if device == "cpu" and arguments.dtype == "auto" else arguments.dtype
+    recommender = Recommender.load(arguments.model, device, dtype)
+    engine, name = TorchEngine(recommender, options), arguments.served_model_name
+    app = make_app(name, recommender.template, engine, limits, arguments.api_keys())
+    address = "127.0.0.1" if arguments.host in ("0.0.0.0", "::") else arguments.host
+    url = f"http://{address}:{arguments.port}/v1"
+
+    def ready() -> None:
+        example = _example(url, name, bool(arguments.api_keys()))
+        print(f"ready: {url} ({device}, {recommender.model.dtype})\n\n{example}\n", flush=True)
+
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        serve(app, arguments.host, arguments.port, limits.shutdown_s, ready)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+
+
+def serve_with_vllm(arguments: LaunchArguments) -> None:
+    """A `vllm serve` of its own, watched until it ends."""
     check_installed()
     template = check_model_directory(arguments.model)
     if is_cpu_build():
         check_cpu_attention(arguments.model)
-    if not port_is_free(arguments.host, arguments.port):
-        raise InputError(f"port: {arguments.port} on {arguments.host} is taken; choose another --port")
+    _check_port(arguments)
     log_file = arguments.log_file or Path(tempfile.gettempdir()) / f"sidereal-serve-{arguments.port}.log"
     kind, num_items = "CPU" if is_cpu_build() else "GPU", template.index.catalog.num_items
     print(f"starting vLLM ({kind}) for {arguments.model}: {num_items} items; log: {log_file}")
@@ -170,8 +273,9 @@ def main(argv: Sequence[str]) -> None:
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         server.start()
+        example = _example(server.base_url, arguments.served_model_name, bool(arguments.api_key))
         print(
-            f"\nready after {server.start_seconds:.0f} s: {server.base_url}\n\n{_example(server)}\n",
+            f"\nready after {server.start_seconds:.0f} s: {server.base_url}\n\n{example}\n",
             flush=True,
         )
         assert server.process is not None
@@ -185,15 +289,16 @@ def main(argv: Sequence[str]) -> None:
         server.stop()
 
 
-def _example(server: Server) -> str:
+def _example(base_url: str, name: str, with_key: bool) -> str:
     body = {
-        "model": server.options.served_model_name,
+        "model": name,
         "messages": [{"role": "user", "content": "something like the red trail shoes, but waterproof"}],
         "temperature": 0,
     }
-    key = ' -H "Authorization: Bearer $KEY"' if server.options.api_key else ""
-    url = f"{server.base_url}/chat/completions"
-    return f"curl {url} -H 'Content-Type: application/json'{key} -d '{json.dumps(body)}'"
+    key = ' -H "Authorization: Bearer $KEY"' if with_key else ""
+    return (
+        f"curl {base_url}/chat/completions -H 'Content-Type: application/json'{key} -d '{json.dumps(body)}'"
+    )
 
 
 if __name__ == "__main__":

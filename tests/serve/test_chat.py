@@ -91,6 +91,15 @@ def test_a_conversation_that_outgrows_the_budget_is_named(template):
         request_messages(template, "and blue", [], turns)
 
 
+def test_a_request_over_budget_is_refused_where_training_cuts_it(template):
+    """Half a request is none; whoever asked can shorten it."""
+    words = "a red tent " * 300
+    assert template.render("itemsearch", 9, [3], 1, query=words).cut_from
+    for history in ([], [3]):
+        with pytest.raises(InputError, match="text: 'a red tent .* max_prompt_tokens is .*; shorten it"):
+            request_messages(template, words, history)
+
+
 def test_nothing_asked_off_a_terminal(monkeypatch, tmp_path):
     monkeypatch.setattr(chat, "open_template", lambda model: make_template("plain", make_shop_index()))
     monkeypatch.setattr("sys.stdin.isatty", lambda: False, raising=False)

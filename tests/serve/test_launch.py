@@ -128,9 +128,44 @@ def test_port_taken(model_dir):
             main(["--model", str(model_dir), "--port", str(port)])
 
 
+def test_the_config_of_the_torch_engine_parses():
+    (arguments,) = parse(LaunchArguments, ["--config", str(CONFIGS / "torch.yaml"), "--model", "somewhere"])
+    assert arguments.engine == "torch" and arguments.torch_options().batch_tokens == 4096
+    assert arguments.http_limits().beam_width == 50
+
+
+def test_keys_come_from_the_flag_and_the_environment(monkeypatch):
+    monkeypatch.setenv("SIDEREAL_API_KEYS", " one,, two")
+    assert LaunchArguments("m", engine="torch", api_key="three").api_keys() == ["three", "one", "two"]
+    monkeypatch.delenv("SIDEREAL_API_KEYS")
+    assert LaunchArguments("m", engine="torch").api_keys() == []
+
+
+def test_keys_that_vllm_would_not_read_are_refused(monkeypatch):
+    monkeypatch.setenv("SIDEREAL_API_KEYS", "secret")
+    with pytest.raises(InputError, match="SIDEREAL_API_KEYS: --engine vllm would not read it") as raised:
+        main(["--model", "m"])
+    assert "secret" not in str(raised.value)
+
+
+def test_server_packages_missing_name_the_extra(monkeypatch, model_dir):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"fastapi: is not installed here; install sidereal\[serve\]"):
+        main(["--engine", "torch", "--model", str(model_dir)])
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
+        (["--engine", "jax"], "engine: .*jax"),
+        (["--engine", "torch", "--max_num_seqs", "3"], "max_num_seqs: does nothing for --engine torch"),
+        (["--limits", '{"max_items": 3}'], "limits: does nothing for --engine vllm"),
+        (["--engine", "torch", "--torch_args", '{"batch": 3}'], "torch_args.batch: unknown key; known"),
+        (["--engine", "torch", "--torch_args", '{"batch_wait_ms": -1}'], "torch_args.batch_wait_ms: -1"),
+        (["--engine", "torch", "--torch_args", '{"max_waiting": 0}'], "torch_args.max_waiting: 0"),
+        (["--engine", "torch", "--limits", '{"max_items": 500}'], "limits.max_items: 500 is over max_beam"),
+        (["--engine", "torch", "--limits", '{"beam_width": 500}'], "limits.beam_width: 500 is over max_beam"),
+        (["--engine", "torch", "--limits", '{"max_history": 0}'], "limits.max_history: 0 is too small"),
         (["--port", "70000"], "port: 70000"),
         (["--max_num_seqs", "0"], "max_num_seqs: 0"),
         (["--dtype", "int8"], "dtype: 'int8'"),
