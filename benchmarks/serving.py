@@ -9,6 +9,7 @@ other is told to decode requests alone. Users are threads that each keep a conne
 The servers are asked in turns, several times each; every answer is checked to be ten distinct items.
 
 The clients run on the same cores as the servers: throughput is the machine's, not the server's alone.
+`server_cpu_ms`, CPU time of the server's process per request, is what a busy machine changes least.
 """
 
 import argparse
@@ -39,7 +40,7 @@ from sid_builder.sid_index import SidIndex
 
 ROOT = Path(__file__).resolve().parents[1]
 ITEMS, CODES, LEVELS, WANTED = 2000, 64, 3, 10
-SERVERS = {"micro_batches": {}, "one_at_a_time": {"batch_tokens": 1, "batch_wait_ms": 0.0}}
+SERVERS = {"micro_batches": {}, "one_at_a_time": {"batch_tokens": 1}}
 
 
 def write_model(path: Path, seed: int) -> None:
@@ -112,9 +113,15 @@ def one_user(port: int, seed: int, ends: float) -> list[float]:
     return taken
 
 
-def load(port: int, users: int, seconds: float, seed: int) -> dict[str, float]:
-    """Throughput, latencies and the mean batch of so many users at once."""
-    before = batches(port)
+def cpu_seconds(process: subprocess.Popen) -> float:
+    """CPU time a server has taken so far, of all its threads (Linux)."""
+    fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def load(process: subprocess.Popen, port: int, users: int, seconds: float, seed: int) -> dict[str, float]:
+    """Throughput, latencies, the mean batch and the server's CPU time under so many users at once."""
+    before, cpu = batches(port), cpu_seconds(process)
     started = time.perf_counter()
     with ThreadPoolExecutor(users) as pool:
         runs = [pool.submit(one_user, port, seed + user, started + seconds) for user in range(users)]
@@ -127,6 +134,7 @@ def load(port: int, users: int, seconds: float, seed: int) -> dict[str, float]:
         "p50_ms": float(p50),
         "p99_ms": float(p99),
         "mean_batch": requests / count,
+        "server_cpu_ms": 1000 * (cpu_seconds(process) - cpu) / len(taken),
     }
 
 
@@ -154,12 +162,14 @@ def main() -> None:
         try:
             for name, (process, port) in running.items():
                 wait(process, port, logs[name])
-                load(port, 4, 0.5, arguments.seed)  # warm: allocators, connections
+                load(process, port, 4, 0.5, arguments.seed)  # warm: allocators, connections
             for users in arguments.users:
                 rows = found.setdefault(str(users), {name: [] for name in SERVERS})
                 for turn in range(arguments.turns):
-                    for name, (_, port) in running.items():
-                        rows[name].append(load(port, users, arguments.seconds, arguments.seed + 1000 * turn))
+                    for name, (process, port) in running.items():
+                        rows[name].append(
+                            load(process, port, users, arguments.seconds, arguments.seed + 1000 * turn)
+                        )
         finally:
             for process, _ in running.values():
                 process.terminate()
@@ -188,7 +198,8 @@ def main() -> None:
         for name, row in rows.items():
             print(
                 f"{users:>3} users, {name:<14} {row['requests_per_s']:7.1f} requests/s, "
-                f"p50 {row['p50_ms']:7.1f} ms, p99 {row['p99_ms']:7.1f} ms, batch {row['mean_batch']:.1f}"
+                f"p50 {row['p50_ms']:7.1f} ms, p99 {row['p99_ms']:7.1f} ms, batch {row['mean_batch']:.1f}, "
+                f"{row['server_cpu_ms']:.1f} ms of server CPU each"
             )
     print(json.dumps(result, sort_keys=True))
 

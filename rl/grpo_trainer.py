@@ -101,7 +101,7 @@ class GroupedGRPOTrainer(RankedPolicy, SyncedReference, IdleGroups):
         # TRL 1.16 passes rollout_func the prompts alone: rows are bound to them by position.
         self.rollout_rows = inputs
         scored = super()._generate_and_score_completions(inputs)
-        if self.update.advantages == "pass_at_k" and self.model.training:
+        if self.update.advantages == "pass_at_k":
             self._add_pass_at_k(scored, np.array([row["hit"] for row in inputs]))
         if self.update.truth_weight:
             scored["truth_ids"] = self._truth_ids(inputs, scored)
@@ -127,8 +127,6 @@ class GroupedGRPOTrainer(RankedPolicy, SyncedReference, IdleGroups):
     def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
         # TRL 1.16's method with `shuffle_sequence_dict` replaced by `shuffle_groups`, and without its image
         # handling.
-        if not self.model.training:
-            return super()._prepare_inputs(generation_batch)
         every = self.args.steps_per_generation * self.num_iterations
         if self._step % every == 0 or self._buffered_inputs is None:
             scored = self._generate_and_score_completions(generation_batch)
@@ -187,9 +185,7 @@ class GroupedGRPOTrainer(RankedPolicy, SyncedReference, IdleGroups):
         """How many neighbouring rows have the same prompt, which is read once: a group, or its part here."""
         if not self.update.shared_prompt:
             return 1
-        if self.model.training:
-            return gcd(count, self.args.per_device_train_batch_size, self.num_generations)
-        return gcd(count, self.args.per_device_eval_batch_size, self.num_generations_eval)
+        return gcd(count, self.args.per_device_train_batch_size, self.num_generations)
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
         if not self.update.truth_weight:
@@ -204,9 +200,8 @@ class GroupedGRPOTrainer(RankedPolicy, SyncedReference, IdleGroups):
         entropy_B = -log_p_BL.sum(dim=1) / length_B.clamp(min=1)
         counted = torch.stack([entropy_B.detach().sum(), (length_B > 0).sum()])
         total, count = self.accelerator.reduce(counted, reduction="sum").tolist()
-        training = self.model.training
-        self._metrics["train" if training else "eval"]["truth_loss"].append(total / max(count, 1))
-        # A mean over groups, of which the idle ones may be left out, as the loss of policies is.
+        of_all = total / max(count, 1) * inputs.get("metric_weight", 1.0)
+        self._metrics["train"]["truth_loss"].append(of_all)
+        # A mean over groups, of which the idle ones may be left out, as the policy's loss is.
         term = entropy_B.mean() * inputs.get("loss_weight", 1.0)
-        steps = self.current_gradient_accumulation_steps if training else 1
-        return loss + self.update.truth_weight * term / steps
+        return loss + self.update.truth_weight * term / self.current_gradient_accumulation_steps

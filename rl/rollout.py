@@ -32,7 +32,7 @@ from rl.rollout_groups import Group, are_idle, beside
 from rl.rollout_options import RolloutOptions
 from serve.decoding.ranking import ItemFilter
 from serve.decoding.tree_beam import BeamChooser
-from serve.decoding.tree_model import TreeModel
+from serve.decoding.tree_model import Chooser, TreeModel
 from serve.decoding.tree_sample import DistinctDraws, Draws, GivenSids
 from serve.decoding.trie_step import DeviceTrie
 from sid_builder.errors import InputError
@@ -66,7 +66,7 @@ class Rollout:
         self._trie: DeviceTrie | None = None
         self._step, self._rollout = -1, 0
 
-    def __call__(self, prompts: list[list[dict[str, str]]], trainer: Any) -> dict[str, list]:
+    def __call__(self, prompts: list[list[dict[str, str]]], trainer: Any) -> dict[str, Any]:
         size, rows = trainer.num_generations, trainer.rollout_rows
         assert [row["prompt"] for row in rows] == prompts, "rollout rows and prompts are the same batch"
         cases = rows[::size]
@@ -189,20 +189,17 @@ class Rollout:
             # As many as there are candidates: whichever of them are in the beam, enough remain.
             draws = DistinctDraws(num_beams + num_drawn, rngs, options.temperature, trie.device)
         given = GivenSids(truths, trie)
-        used = [beam] * (num_beams > 0) + [draws] * (num_drawn > 0) + [given] * options.add_ground_truth
+        asked = ((beam, num_beams), (draws, num_drawn), (given, options.add_ground_truth))
+        used: list[Chooser] = [chooser for chooser, wanted in asked if wanted]
         leaves = dict(zip(used, TreeModel(policy, trie).descend(prompts, filters, used), strict=True))
 
-        candidates = [Group(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32))] * count
-        if beam in leaves:
-            candidates = [Group(*pair) for pair in beam.found(leaves[beam])]
-        if draws in leaves:
-            drawn = [Group(*pair) for pair in draws.found(leaves[draws])]
-            candidates = [
-                beside(*pair, num_drawn) if options.mode == "mixed" else pair[1]
-                for pair in zip(candidates, drawn, strict=True)
-            ]
-        scores = given.scores_B.tolist()
-        groups = []
+        nothing = [Group(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32))] * count
+        beams = [Group(*pair) for pair in beam.found(leaves[beam])] if num_beams else nothing
+        drawn = [Group(*pair) for pair in draws.found(leaves[draws])] if num_drawn else nothing
+        if options.mode == "mixed":
+            beams = [beside(*pair, num_drawn) for pair in zip(beams, drawn, strict=True)]
+        candidates = drawn if options.mode == "sample" else beams
+        groups, scores = [], given.scores_B.tolist()
         for group, truth, score in zip(candidates, truths.tolist(), scores, strict=True):
             if len(group.leaves_G) < num_beams + num_drawn:
                 raise InputError(

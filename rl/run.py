@@ -125,7 +125,7 @@ class PolicyRun:
         history = [*([at_start] if first else []), *map(_finite, trainer.state.log_history)]
         write_json(output / "log_history.json", history)
         names = {"step": "step", "loss": f"{self.kind.upper()} loss"}
-        names |= {name: name for name in (*curves, *(f"eval_{name}" for name in FIGURES)) if name != "loss"}
+        names |= {name: name for name in (*curves, *(f"eval_{name}" for name in FIGURES))}
         kept = [{names[key]: value for key, value in row.items() if key in names} for row in history]
         best = step["kept_step"] if step and self.args.load_best_model_at_end else None
         plot_history(kept, output / "curves.png", title=title, best_step=best)
@@ -147,14 +147,10 @@ class PolicyRun:
         return self.acceptance.statement() if self.acceptance is not None else "no verdict: valid_cases is 0"
 
     def _told(self, step: dict[str, Any] | None) -> str:
-        lines = []
-        if step is not None:
-            lines.append(_step_told(step, bool(self.args.load_best_model_at_end)))
-        if self.acceptance is not None:
-            lines.append(table(self.acceptance))
-        lines.append(self._statement())
-        lines.append(f"wrote {self.directory}; the model is {self.directory / MODEL_DIR}")
-        return "\n".join(f"{self.kind}: {line}" if "\n" not in line else line for line in lines)
+        lines = [] if step is None else [_step_told(step, bool(self.args.load_best_model_at_end))]
+        lines += [self._statement(), f"wrote {self.directory}; the model is {self.directory / MODEL_DIR}"]
+        told = [f"{self.kind}: {line}" for line in lines]
+        return "\n".join(told if self.acceptance is None else [table(self.acceptance), *told])
 
 
 def _with_start(

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import extract_model_from_parallel
+from torch.distributed.fsdp import FSDPModule
 from torch.nn.functional import pad
 
 from rl.trie_log_probs import TrieLogProbs
@@ -114,8 +115,12 @@ def group_logps(
         # TRL 1.16 scores every position where there is no Triton: of a prompt of 200 tokens, most of a step.
         states_BKH = output.last_hidden_state[:, -columns:]
         if trie is not None:
-            # Here, where FSDP has the head's weights together.
+            # Within the model's pass, where FSDP has the weights of norm and head together. accelerate 1.15
+            # finds no norm in a PEFT model, and lets the head be gathered by a pass of its own, which it never
+            # has.
             head = inner.get_output_embeddings()
+            if isinstance(head, FSDPModule):
+                head.unshard()
             of_trie.append(trie(head, states_BKH.reshape(*shape, -1), labels_BK.reshape(shape)))
             states_BKH = states_BKH[:, :0]  # nothing is left to TRL's head
         output.last_hidden_state = states_BKH

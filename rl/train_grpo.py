@@ -4,9 +4,10 @@
     --output_dir out/toy/grpo
 
 Every flag of TRL's GRPOConfig works as well; `OWN_DEFAULTS` are those we set differently.
-`--resume_from_checkpoint true` goes on from the newest checkpoint. The result is `OUTPUT_DIR/model`, which
-serve.evaluate and serve.launch open; whether it is better than what went in is said at the end and in
-`OUTPUT_DIR/acceptance.json`. `--plan true` says what the run would cost (rl/plan.py).
+`--resume_from_checkpoint true` goes on from the newest checkpoint, with the same settings. The result is
+`OUTPUT_DIR/model`, which serve.evaluate and serve.launch open: of the checkpoints, the best on valid. Whether
+it is better than what went in is said at the end and in `OUTPUT_DIR/acceptance.json`, by valid cases that no
+step was chosen on. `--plan true` says what the run would cost (rl/plan.py).
 """
 
 from collections.abc import Sequence

@@ -15,7 +15,8 @@ class TorchOptions:
         metadata={"help": "prompt and beam tokens decoded at once, padding included; 64k and more on a GPU"},
     )
     batch_wait_ms: float = field(
-        default=2.0, metadata={"help": "how long an idle engine waits for others to share a batch with"}
+        default=0.0,
+        metadata={"help": "how long an idle engine waits for others; arrivals during a batch share the next"},
     )
     max_waiting: int = field(
         default=256, metadata={"help": "requests that may wait; one more is answered with 429"}

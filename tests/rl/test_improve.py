@@ -1,15 +1,17 @@
 """Rounds: what goes into the next one, what is kept, going on where a run was cut off, bad input."""
 
+import dataclasses
 import json
 import shutil
 
+import numpy as np
 import pytest
 from safetensors.torch import load_file
 
 from rl import improve
-from rl.improve import Round, draw, table
+from rl.rounds import Round, draw, table
 from serve.decoding.recommender import Recommender
-from sid_builder.artifact import open_artifact
+from sid_builder.artifact import hash_inputs, open_artifact
 from sid_builder.errors import InputError
 from tests.rl.dpo_cases import dpo_flags
 
@@ -38,8 +40,6 @@ def test_a_round_starts_where_the_last_one_ended(model_dir, improved):
     output, _ = improved
     found = [json.loads((output / f"round-{n}" / "manifest.json").read_text()) for n in (1, 2)]
     inputs = [entry["inputs"]["model"]["sha256"] for entry in found]
-    from sid_builder.artifact import hash_inputs
-
     starts = (model_dir, output / "round-1" / "model")
     assert inputs == [hash_inputs({"model": path})["model"]["sha256"] for path in starts]
     made = [open_artifact(output / f"round-{n}.preferences", "preferences") for n in (1, 2)]
@@ -97,8 +97,6 @@ def spoil(model_dir, output, monkeypatch, hurt, *more):
     of = Round.of
 
     def found(number, run):
-        import dataclasses
-
         return dataclasses.replace(of(number, run), kept=number not in hurt)
 
     monkeypatch.setattr(Round, "of", staticmethod(found))
@@ -119,6 +117,7 @@ def test_rounds_end_where_one_hurts(model_dir, tmp_path, monkeypatch):
     assert open_artifact(tmp_path / "run", "improve").summary["kept"] == [1]
 
 
+@pytest.mark.slow
 def test_rounds_go_on_from_the_last_that_was_kept(model_dir, tmp_path, monkeypatch):
     output = tmp_path / "run"
     more = ["--rounds", "3", "--when_hurt", "retry", "--max_prompts", "20"]
@@ -127,6 +126,9 @@ def test_rounds_go_on_from_the_last_that_was_kept(model_dir, tmp_path, monkeypat
     assert start_of(output, 1) == start_of(output, 2) != start_of(output, 3)
     pages = [(output / f"round-{n}.preferences" / "sample.md").read_text() for n in (1, 2)]
     assert pages[0] != pages[1]  # the same model, asked about other histories
+    monkeypatch.undo()
+    improve.main(flags(model_dir, output, "--max_steps", "1", "--rounds", "1", "--overwrite", "true"))
+    assert not (output / "round-2").exists() and not (output / "round-3.preferences").exists()
 
 
 def test_a_reward_judges_the_beams_of_every_round(model_dir, tmp_path):
@@ -136,7 +138,7 @@ def test_a_reward_judges_the_beams_of_every_round(model_dir, tmp_path):
     page = (output / "round-1.preferences" / "sample.md").read_text()
     assert "rank" in page and "not in the beam" not in page
     history = json.loads((output / "round-1" / "log_history.json").read_text())
-    assert any("loss" in row for row in history)
+    assert history[-1]["train_loss"] == pytest.approx(np.log(2), abs=1e-3)
 
 
 def done(number, after, interval, verdict, kept=True):
@@ -174,8 +176,9 @@ def test_a_round_is_kept_unless_what_is_guarded_has_clearly_fallen(improved, tmp
         (["--valid_cases", "0"], "valid_cases: 0 leaves nothing to judge a round by"),
         (["--plan", "true"], "plan: rounds cost what rl.train_dpo does"),
         (["--resume_from_checkpoint", "true"], "there is no settings.json beside"),
-        (["--resume_from_checkpoint", "checkpoint-2"], "resume_from_checkpoint: 'checkpoint-2'"),
+        (["--resume_from_checkpoint", "checkpoint-2"], "resume_from_checkpoint: 'checkpoint-2', but rounds"),
         (["--loss_type", "softmax"], "loss_type: 'softmax' is not known"),
+        (["--patience", "2", "--load_best_model_at_end", "false"], "patience: 2 ends a run behind its best"),
         (["--push_to_hub", "true"], "push_to_hub: a run directory holds people's interactions"),
     ],
 )

@@ -73,14 +73,42 @@ def test_what_a_policy_keeps(weightless, tmp_path, capsys):
     assert stale["steps"] == 2 * full["steps"], "every rollout is learnt from twice"
 
 
+@pytest.mark.parametrize("stage", COMMANDS)
+def test_evaluations_are_counted(stage, model_dir, weightless, tmp_path, capsys):
+    """Where checkpoints are saved, and at the last step; judging takes fewer cases where a step is chosen."""
+    output = tmp_path / "out"
+    more = ["--valid_cases", "20", "--save_strategy", "steps", "--save_steps", "2", "--max_steps", "5"]
+    _, figures = plan(stage, weightless, output, capsys, *more)
+    real = f"--model_name_or_path {model_dir} --output_dir {output} --use_cpu true {COMMON} {FLAGS[stage]}"
+    COMMANDS[stage]([*real.split(), *more])
+    history = json.loads((output / "log_history.json").read_text())
+    assert figures["evaluations"] == sum("eval_ndcg@10" in row and row["step"] > 0 for row in history) == 3
+    silent = plan(stage, weightless, output, capsys, *more, "--valid_cases", "0")[1]
+    never = plan(stage, weightless, output, capsys, *more, "--save_strategy", "no", "--max_steps", "1")[1]
+    once = plan(stage, weightless, output, capsys, *more, "--max_steps", "1")[1]
+    assert (silent["evaluations"], never["evaluations"], once["evaluations"]) == (0, 1, 1)
+    # With a best step to choose, half of the cases are judged; without one, all of them.
+    assert silent["flops_device"] < once["flops_device"] < never["flops_device"]
+
+
+def test_quantised_weights_take_less(weightless, tmp_path, capsys):
+    lora = ["--training", "lora"]
+    whole = plan("grpo", weightless, tmp_path, capsys, *lora)[1]["memory_gib"]
+    quantised = plan("grpo", weightless, tmp_path, capsys, *lora, "--load_in_4bit", "true")[1]["memory_gib"]
+    assert quantised["weights"] < 0.9 * whole["weights"]
+
+
 def test_what_training_refuses_a_plan_refuses(weightless, tmp_path, capsys, monkeypatch):
+    with pytest.raises(InputError, match="patience: 2 has no valid cases to rank"):
+        plan("dpo", weightless, tmp_path, capsys, "--patience", "2")
     with pytest.raises(InputError, match="save_steps: 1.0 falls inside a generation batch"):
         plan("grpo", weightless, tmp_path, capsys, "--save_strategy", "steps", "--save_steps", "1", *SPLIT)
     launch = tmp_path / "launch.yaml"
     launch.write_text("distributed_type: DEEPSPEED\nnum_processes: 2\ndeepspeed_config: {zero_stage: 3}\n")
     monkeypatch.setenv("ACCELERATE_CONFIG_FILE", str(launch))
-    with pytest.raises(InputError, match="which zero3 shares out"):
-        plan("grpo", weightless, tmp_path, capsys)
+    for stage in COMMANDS:
+        with pytest.raises(InputError, match="which zero3 shares out"):
+            plan(stage, weightless, tmp_path, capsys)
     launch.write_text("distributed_type: FSDP\nnum_processes: 2\nfsdp_config: {fsdp_version: 2}\n")
     assert "whole policy" in plan("grpo", weightless, tmp_path, capsys)[1]["memory_gib"]
     launch.write_text("distributed_type: MULTI_GPU\nnum_processes: 2\n")

@@ -32,6 +32,7 @@ FLAGS = [
 ]
 MIXED = ["--rollout", '{"mode": "mixed", "temperature": 1.2, "idle_groups": "skip"}']
 SAMPLE = ["--rollout", '{"mode": "sample", "oversample": 1.5, "add_ground_truth": true}']
+UPDATE = ["--update", '{"log_probs": "trie", "truth_weight": 0.3, "advantages": "pass_at_k", "k": 2}']
 LORA = ["--training", "lora", "--lora", '{"r": 4, "alpha": 8, "dropout": 0.0}']
 
 # rl.train_grpo with accelerate's sharding on CPU, where groups are looked at on their way into a step, and
@@ -129,10 +130,12 @@ def assert_same_run(found, expected):
         torch.testing.assert_close(ours[name], weight, rtol=0, atol=1e-4, msg=name)
 
 
-@pytest.mark.parametrize("rollout", [[], MIXED, SAMPLE], ids=["beam", "mixed", "sample"])
-def test_ddp_trains_what_one_process_trains(model_dir, tmp_path, rollout):
-    expected, found = one(model_dir, tmp_path / "one", *rollout), tmp_path / "two"
-    two(model_dir, found, *rollout)
+@pytest.mark.parametrize(
+    "options", [[], MIXED, SAMPLE, [*MIXED, *UPDATE]], ids=["beam", "mixed", "sample", "update"]
+)
+def test_ddp_trains_what_one_process_trains(model_dir, tmp_path, options):
+    expected, found = one(model_dir, tmp_path / "one", *options), tmp_path / "two"
+    two(model_dir, found, *options)
     assert_same_run(found, expected)
 
 
@@ -145,12 +148,12 @@ def test_ddp_goes_on_after_a_kill(model_dir, tmp_path):
     assert_same_run(run, expected)
 
 
-@pytest.mark.parametrize("training", ["full", "untied", "lora"])
+@pytest.mark.parametrize("training", ["full", "untied", "lora", "update", "update lora"])
 def test_fsdp2_trains_what_one_process_trains_and_goes_on(model_dir, tmp_path, training):
     """Rollouts with weights that are gathered once each."""
-    if training == "untied":
+    if training not in ("full", "lora"):
         model_dir = make_model_dir(tmp_path / "start", tied=False)
-    flags = [*MIXED, *(LORA if training == "lora" else ())]
+    flags = [*MIXED, *(LORA if "lora" in training else ()), *(UPDATE if "update" in training else ())]
     expected, found = one(model_dir, tmp_path / "one", *flags), tmp_path / "two"
     sharded(model_dir, found, *flags)
     assert_same_run(found, expected)

@@ -7,8 +7,7 @@ import torch
 from rl.rewards import rule
 from rl.rewards.completions import BoundReward
 from rl.rollout import Rollout
-from rl.rollout_groups import Group, are_idle, beside
-from rl.rollout_options import RolloutOptions, check_group_size
+from rl.rollout_options import RolloutOptions
 from rl.train_cases import draw_train_cases, prompt_rows
 from serve.decoding.ranking import ItemFilter
 from serve.decoding.recommender import Recommender
@@ -143,35 +142,6 @@ def test_history_may_be_kept_in_the_list(policy):
     assert tuple(policy.template.sid_ids[cases[0]["history"][0]]) in {tuple(ids) for ids in kept[:59]}
 
 
-def group_of(*leaves, scores=None):
-    return Group(np.array(leaves), np.array(scores or [-leaf for leaf in leaves], dtype=np.float32))
-
-
-@pytest.mark.parametrize(
-    ("candidates", "selected"),
-    [
-        ((4, 2, 9, 7, 5), [4, 2, 9]),  # without a hit: in the order they came
-        ((4, 2, 9, 7, 1), [1, 4, 2]),  # a hit before all others
-        ((4, 4, 9, 4, 1), [1, 4, 9]),  # distinct ones before repeats
-        ((4, 4, 1, 1, 1), [1, 4, 4]),  # one hit is enough: repeats in the order they came
-        ((1, 1, 1, 1, 1), [1, 1, 1]),
-    ],
-)
-def test_selection_by_hand(candidates, selected):
-    assert group_of(*candidates).select(3, truth=1).leaves_G.tolist() == selected
-
-
-def test_ranks_and_order_by_hand():
-    group = group_of(7, 3, 5, 3, 9, scores=[-2, -1, -2, -1, -0.5]).ordered()
-    assert group.leaves_G.tolist() == [9, 3, 3, 5, 7]
-    assert group.ranks().tolist() == [0, 1, 1, 2, 3]
-
-
-def test_a_beam_is_left_out_of_its_draws_by_hand():
-    mixed = beside(group_of(4, 2), group_of(2, 8, 4, 6, 5), 2)
-    assert mixed.leaves_G.tolist() == [4, 2, 8, 6] and mixed.scores_G.tolist() == [-4, -2, -8, -6]
-
-
 def test_a_hit_among_more_candidates_takes_the_last_place(policy):
     (case,) = train_rows(policy, 1)
     beam, scores = beam_of(policy, case, 12)
@@ -260,61 +230,12 @@ def test_resampling_rewards_see_what_trl_shows_them(policy):
     assert np.reshape(output["hit"], (-1, G)).any(axis=1).all()
 
 
-def test_idle_groups_by_hand():
-    rewards = np.array([[0, 1], [0, 1], [1, 0], [0, 1], [1, 1], [1, 1]], dtype=np.float32)
-    ones = np.ones(2, dtype=np.float32)
-    assert are_idle(rewards, ones, 2, "sum_then_normalize").tolist() == [True, True, True]
-    assert are_idle(rewards, ones, 2, "normalize_then_sum").tolist() == [True, False, True]
-    assert are_idle(rewards, np.float32([1, 2]), 2, "sum_then_normalize").tolist() == [True, False, True]
-
-
-@pytest.mark.parametrize(
-    ("options", "enough"),
-    [
-        ({}, 8),
-        ({"oversample": 1.5}, 12),
-        ({"mode": "mixed"}, 8),
-        ({"mode": "mixed", "oversample": 2.0}, 16),
-        ({"mode": "sample", "oversample": 1.5}, 1),
-    ],
-)
-def test_groups_that_cannot_be_filled_are_refused(options, enough):
-    check_group_size(RolloutOptions(**options), G, enough + 5, longest_history=5)
-    with pytest.raises(InputError, match=f"num_generations: 8 .*only {enough - 1} are left.*choose fewer"):
-        check_group_size(RolloutOptions(**options), G, enough + 4, longest_history=5)
-
-
 def test_a_group_larger_than_the_catalogue_holds_repeats_or_is_refused(policy):
     cases = train_rows(policy, 1)
     for options in ({}, {"mode": "mixed"}):
         with pytest.raises(InputError, match="num_generations: 70, but a prompt has only"):
             roll(policy, cases, 70, **options)
     assert len(roll(policy, cases, 70, mode="sample")["completion_ids"]) == 70
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"mode": "sample", "temperature": 0.0}, "rollout.temperature: 0.0; give a positive number"),
-        ({"mode": "sample", "temperature": float("nan")}, "rollout.temperature: nan"),
-        ({"temperature": 0.7}, "rollout.temperature: 0.7 has no effect with mode: beam"),
-        ({"mode": "mixed", "sampled": 1.2}, "rollout.sampled: 1.2"),
-        ({"mode": "sample", "sampled": 0.3}, "rollout.sampled: 0.3 has no effect with mode: sample"),
-        ({"oversample": 0.9}, "rollout.oversample: 0.9"),
-        ({"idle_groups": "resample", "resample_rounds": 0}, "rollout.resample_rounds: 0"),
-        ({"resample_rounds": 5}, "rollout.resample_rounds: 5 has no effect"),
-    ],
-)
-def test_options_are_checked(options, message):
-    with pytest.raises(InputError, match=message):
-        RolloutOptions(**options).check()
-
-
-def test_parts_of_a_group():
-    assert RolloutOptions(oversample=1.5).parts(16) == (24, 0)
-    assert RolloutOptions("sample", oversample=1.5).parts(15) == (0, 23)
-    assert RolloutOptions("mixed", sampled=0.25, oversample=1.5).parts(16) == (12, 12)
-    assert RolloutOptions("mixed", sampled=1.0).parts(16) == (0, 16)
 
 
 def test_positions(policy):
