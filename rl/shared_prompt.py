@@ -115,9 +115,8 @@ def group_logps(
         # TRL 1.16 scores every position where there is no Triton: of a prompt of 200 tokens, most of a step.
         states_BKH = output.last_hidden_state[:, -columns:]
         if trie is not None:
-            # Within the model's pass, where FSDP has the weights of norm and head together. accelerate 1.15
-            # finds no norm in a PEFT model, and lets the head be gathered by a pass of its own, which it never
-            # has.
+            # Within the model's pass, where FSDP2 has norm and head gathered. accelerate 1.15 finds no norm
+            # in a PEFT model, whose head is then by itself, and gathered by nobody.
             head = inner.get_output_embeddings()
             if isinstance(head, FSDPModule):
                 head.unshard()

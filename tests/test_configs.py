@@ -19,8 +19,11 @@ COMMANDS = {
     "sft": ("sft.arguments:SftArguments", ("trl:SFTConfig",)),
     "grpo": ("rl.arguments:GRPOArguments", ("trl:GRPOConfig",)),
     "dpo": ("rl.arguments:DPOArguments", ("trl:DPOConfig",)),
+    "preferences": ("rl.preferences:PreferenceArguments", ()),
+    "improve": ("rl.improve:ImproveArguments", ("trl:DPOConfig",)),
     "serve": ("serve.launch:LaunchArguments", ()),
 }
+STAGES = {"sid", "sft", "grpo", "dpo", "serve"}  # of a recipe
 OF_COMMANDS = [path for path in CONFIGS if path.relative_to(ROOT / "configs").parts[0] != "accelerate"]
 
 
@@ -47,6 +50,8 @@ def parse(tmp_path):
         "sft": ["--sid_dir", str(tmp_path / "sids"), *out, "--use_cpu", "True"],
         "grpo": ["--model_name_or_path", str(tmp_path / "model"), *out, "--use_cpu", "True"],
         "dpo": ["--model_name_or_path", str(tmp_path / "model"), *out, "--use_cpu", "True"],
+        "improve": ["--model_name_or_path", str(tmp_path / "model"), *out, "--use_cpu", "True"],
+        "preferences": ["--model", str(tmp_path / "model"), *out],
         "serve": ["--model", str(tmp_path / "model")],
     }
 
@@ -93,7 +98,7 @@ def test_there_are_configs():
     for path in CONFIGS:
         if path.parent in recipes:
             recipes[path.parent].add(path.stem)
-    assert len(recipes) >= 5 and all(files == set(COMMANDS) for files in recipes.values())
+    assert len(recipes) >= 5 and all(files == STAGES for files in recipes.values())
 
 
 RECIPES = [path for path in sorted((ROOT / "configs" / "recipes").iterdir()) if path.is_dir()]
@@ -102,7 +107,7 @@ RECIPES = [path for path in sorted((ROOT / "configs" / "recipes").iterdir()) if 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.name)
 def test_a_recipe_is_whole_and_explained(recipe):
     """A file for every stage, whose head shows its own command, and values with their reasons beside them."""
-    assert {path.name for path in recipe.iterdir()} == {f"{stage}.yaml" for stage in COMMANDS}
+    assert {path.name for path in recipe.iterdir()} == {f"{stage}.yaml" for stage in STAGES}
     for path in recipe.iterdir():
         lines = path.read_text(encoding="utf-8").splitlines()
         own = f"--config {path.relative_to(ROOT).as_posix()} "

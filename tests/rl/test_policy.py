@@ -27,6 +27,7 @@ from tests.rl.builders import grpo_flags, make_model_dir
 from tests.rl.dpo_cases import dpo_flags
 
 MAINS = {"grpo": (train_grpo.main, grpo_flags), "dpo": (train_dpo.main, dpo_flags)}
+DPO_SLOWLY = ["grpo", pytest.param("dpo", marks=pytest.mark.slow)]
 EVERY_STEP = "--max_steps 3 --logging_steps 1 --save_strategy steps --save_steps 1 --learning_rate 1e-3"
 
 
@@ -57,7 +58,7 @@ def script(monkeypatch, *values):
     monkeypatch.setattr(Acceptance, "figures", lambda self, model: dict.fromkeys(FIGURES, left.pop(0)))
 
 
-@pytest.mark.parametrize("kind", MAINS)
+@pytest.mark.parametrize("kind", DPO_SLOWLY)
 def test_ranking_leaves_the_training_as_it_was(model_dir, tmp_path, kind):
     """Losses and weights are those of a run that ranks nothing; figures are those of the model."""
     keep = "--save_total_limit 9 --load_best_model_at_end false"
@@ -121,7 +122,7 @@ def test_patience_and_the_last_step(model_dir, tmp_path, monkeypatch):
     assert same_weights(tmp_path / "odd" / "model", tmp_path / "odd" / "checkpoint-3")
 
 
-@pytest.mark.parametrize("kind", MAINS)
+@pytest.mark.parametrize("kind", DPO_SLOWLY)
 def test_quantised_lora_leaves_whole_weights(model_dir, tmp_path, kind):
     pytest.importorskip("bitsandbytes")
     out = tmp_path / "run"

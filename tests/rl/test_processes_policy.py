@@ -69,7 +69,7 @@ def weights(run):
 @pytest.mark.parametrize("kind", MAINS)
 def test_a_killed_run_goes_on_exactly(kind, model_dir, tmp_path):
     """Killed by SIGKILL somewhere between its first checkpoint and its second."""
-    flags = ["--max_steps", "24", "--save_steps", "8"]
+    flags = ["--max_steps", "12", "--save_steps", "4"]
     whole, run = tmp_path / "whole", tmp_path / "killed"
     MAINS[kind][0](words(kind, model_dir, whole, *flags))
     command = [sys.executable, "-m", f"rl.train_{kind}", *words(kind, model_dir, run, *flags)]
@@ -77,19 +77,19 @@ def test_a_killed_run_goes_on_exactly(kind, model_dir, tmp_path):
         command, cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     try:
-        state, deadline = run / "checkpoint-8" / "trainer_state.json", time.monotonic() + 300
+        state, deadline = run / "checkpoint-4" / "trainer_state.json", time.monotonic() + 300
         while not state.is_file() and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.002)
     finally:
         process.kill()
     assert process.wait() == -signal.SIGKILL and state.is_file()
     assert not (run / "manifest.json").exists() and not (run / "model").exists()
-    assert not (run / "checkpoint-24").exists()
+    assert not (run / "checkpoint-12").exists()
     MAINS[kind][0](words(kind, model_dir, run, *flags, "--resume_from_checkpoint", "true"))
     (history, verdict), (expected, judged) = found(run), found(whole)
     for name in ("loss", "grad_norm", "reward", "kl", "eval_ndcg@10", "eval_hr@50", "eval_coverage@10"):
         assert column(history, name) == column(expected, name)
-    assert len(column(history, "loss")) == 24 and column(history, "eval_ndcg@10").keys() == {0, 8, 16, 24}
+    assert len(column(history, "loss")) == 12 and column(history, "eval_ndcg@10").keys() == {0, 4, 8, 12}
     assert verdict == judged
     ours, theirs = weights(run), weights(whole)
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
@@ -116,7 +116,7 @@ def two(kind, model_dir, output, *flags, **more):
 def test_two_processes_choose_and_judge_as_one(kind, sharding, tmp_path):
     """The start exactly (the same weights), what was trained up to another order of addition."""
     start = make_model_dir(tmp_path / "start", tied=False)
-    flags = ["--max_steps", "3", "--save_steps", "1", "--valid_cases", "39", "--gradient_accumulation_steps"]
+    flags = ["--max_steps", "2", "--save_steps", "1", "--valid_cases", "39", "--gradient_accumulation_steps"]
     whole, run = tmp_path / "one", tmp_path / "two"
     MAINS[kind][0](words(kind, start, whole, *flags, "2"))
     if sharding == "ddp":
