@@ -82,28 +82,25 @@ class Setup:
     """One model, and a trainer of each kind around it."""
 
     def __init__(self, arguments: argparse.Namespace, directory: str) -> None:
-        self.arguments = arguments
+        self.arguments, self.directory = arguments, directory
         rng = np.random.default_rng(arguments.seed)
         drawn = np.stack([rng.integers(0, size, 4000) for size in CODES], axis=1).astype(np.int32)
         codes = rng.permutation(np.unique(drawn, axis=0))
-        catalog = Catalog.from_rows(
-            [{"item_id": str(item), "title": f"Item {item}"} for item in range(len(codes))]
-        )
+        rows = [{"item_id": str(item), "title": f"Item {item}"} for item in range(len(codes))]
+        catalog = Catalog.from_rows(rows)
         index = SidIndex(catalog, SemanticIds(codes, CODES), np.zeros(len(codes), dtype=np.int64))
         self.tokenizer = train_tokenizer(catalog.titles, 512)
         extend_tokenizer(self.tokenizer, index.semantic_ids)
         self.template = PromptTemplate(PromptPack.load("plain"), self.tokenizer, index)
         self.trie = DeviceTrie(index.trie, self.template.vocabulary)
         torch.manual_seed(arguments.seed)
-        small = {"hidden_size": 128, "num_hidden_layers": 2, "intermediate_size": 384, "vocab_size": 8000}
-        full = {
-            "hidden_size": WIDTH,
-            "num_hidden_layers": LAYERS,
-            "intermediate_size": MLP,
-            "vocab_size": VOCABULARY,
-        }
+        full = (WIDTH, MLP, LAYERS, VOCABULARY)
+        width, mlp, layers, vocabulary = (128, 384, 2, 8000) if arguments.quick else full
         config = Qwen3Config(
-            **(small if arguments.quick else full),
+            vocab_size=vocabulary,
+            hidden_size=width,
+            intermediate_size=mlp,
+            num_hidden_layers=layers,
             num_attention_heads=HEADS,
             num_key_value_heads=KV_HEADS,
             head_dim=HEAD_SIZE,
@@ -112,7 +109,7 @@ class Setup:
         Qwen3ForCausalLM(config).save_pretrained(directory)  # TRL loads its reference from there
         self.model = Qwen3ForCausalLM.from_pretrained(directory)
         self.rows = self.make_rows(rng)
-        self.rollout_seconds = 0.0
+        self.rollout_seconds, self.found = 0.0, [[0]]
 
     def make_rows(self, rng: np.random.Generator) -> list[dict[str, Any]]:
         """Each prompt once: random codes of the last level, as many as it takes. Targets are found later."""
@@ -126,11 +123,10 @@ class Setup:
         return rows
 
     def config(self) -> GRPOConfig:
-        prompts, completions = self.arguments.prompts, self.arguments.completions
         return GRPOConfig(
-            tempfile.mkdtemp(prefix="grpo_step_"),
-            per_device_train_batch_size=prompts * completions,
-            num_generations=completions,
+            self.directory,
+            per_device_train_batch_size=self.arguments.prompts * self.arguments.completions,
+            num_generations=self.arguments.completions,
             max_completion_length=len(CODES),
             beta=1e-3,
             loss_type="grpo",
@@ -142,12 +138,12 @@ class Setup:
         )
 
     def trainer(self, kind: Any, rollout: Callable, **options: Any) -> Any:
-        """A trainer whose rollouts are timed."""
+        """A trainer whose rollouts are timed, and their completions kept."""
 
-        def timed(prompts: list, trainer: Any) -> dict[str, list]:
+        def watched(prompts: list, trainer: Any) -> dict[str, list]:
             started = time.process_time()
             output = rollout(prompts, trainer)
-            self.rollout_seconds = time.process_time() - started
+            self.rollout_seconds, self.found = time.process_time() - started, output["completion_ids"]
             return output
 
         made = kind(
@@ -156,7 +152,7 @@ class Setup:
             reward_funcs=self.reward,
             train_dataset=Dataset.from_list(self.rows),
             processing_class=self.tokenizer,
-            rollout_func=timed,
+            rollout_func=watched,
             **options,
         )
         made.current_gradient_accumulation_steps = 1
@@ -204,8 +200,8 @@ class Setup:
         }
 
 
-def update(trainer: Any, batch: dict[str, torch.Tensor], labelled: bool = False) -> torch.Tensor:
-    """Forward and backward; all gradients in one vector.
+def update(trainer: Any, batch: dict[str, torch.Tensor], labelled: bool = False) -> None:
+    """Forward and backward.
 
     Args:
         labelled: TRL asks for Triton to decide whether its head leaves out what has no label.
@@ -213,26 +209,22 @@ def update(trainer: Any, batch: dict[str, torch.Tensor], labelled: bool = False)
     trainer.model.zero_grad()
     with mock.patch("trl.trainer.utils._use_triton", lambda device: labelled):
         trainer.compute_loss(trainer.model, batch).backward()
-    return torch.cat([parameter.grad.flatten() for parameter in trainer.model.parameters()])
 
 
-def loop(trainer: Any, setup: Setup) -> list[list[int]]:
-    """Rollout, reference and update of one generation batch; its completions."""
+def loop(trainer: Any, setup: Setup) -> None:
+    """Rollout, reference and update of one generation batch."""
     rows = [dict(row) for row in setup.rows for _ in range(setup.arguments.completions)]
     trainer._step, trainer._buffered_inputs = 0, None
-    batch = trainer._prepare_inputs(rows)
-    update(trainer, batch)
-    by_prompt = sorted(zip(batch["prompt_ids"].tolist(), batch["completion_ids"].tolist(), strict=True))
-    return [completion for _, completion in by_prompt]
+    update(trainer, trainer._prepare_inputs(rows))
 
 
-def cpu_seconds(run: Callable[[], Any]) -> float:
+def cpu_seconds(run: Callable[..., None], *arguments: Any) -> float:
     started = time.process_time()
-    run()
+    run(*arguments)
     return time.process_time() - started
 
 
-def peak_memory(run: Callable[[], Any]) -> dict[str, int]:
+def peak_memory(run: Callable[[], None]) -> dict[str, int]:
     """MiB of a process forked for one run: its peak, and by how much that is above what it began with."""
 
     def child(sent: Any) -> None:
@@ -243,19 +235,15 @@ def peak_memory(run: Callable[[], Any]) -> dict[str, int]:
 
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=child, args=(sender,))
-    process.start()
-    found = receiver.recv()
-    process.join()
-    return found
+    context.Process(target=child, args=(sender,)).start()
+    return receiver.recv()
 
 
 def flops(setup: Setup) -> dict[str, float]:
     """Of one update, by kind."""
     prompts, completions = setup.arguments.prompts, setup.arguments.completions
     shape, tokens, labelled = shape_of(setup.model), setup.arguments.prompt_tokens, completions * len(CODES)
-    width = tokens + len(CODES)
-    cells = completions * width
+    width, cells = tokens + len(CODES), completions * (tokens + len(CODES))
     apart = Batch(completions, width, cells, cells * width / 2, labelled)
     together = Batch.of(1, tokens - 1 + labelled, labelled)
     scored = {TRL: (apart, cells), TRL_LABELLED: (apart, labelled), OURS: (together, labelled)}
@@ -263,19 +251,21 @@ def flops(setup: Setup) -> dict[str, float]:
 
 
 def measure_update(setup: Setup, trl: GRPOTrainer, ours: dict[str, GroupedGRPOTrainer], repeats: int) -> dict:
+    """Memory first, while no step has been taken in this process."""
     batch = setup.batch()
-    runs: dict[str, Callable[[], torch.Tensor]] = {
+    runs: dict[str, Callable[[], None]] = {
         TRL: lambda: update(trl, batch),
         TRL_LABELLED: lambda: update(trl, batch, labelled=True),
         OURS: lambda: update(ours[OURS], batch),
         OURS_TRIE: lambda: update(ours[OURS_TRIE], batch),
     }
     memory = {name: peak_memory(run) for name, run in runs.items()}
-    expected = runs[TRL]()
-    apart = {
-        name: float((runs[name]() - expected).abs().max() / expected.abs().max())
-        for name in (TRL_LABELLED, OURS)
-    }
+    gradients = {}
+    for name, run in runs.items():
+        run()
+        gradients[name] = torch.cat([parameter.grad.flatten() for parameter in setup.model.parameters()])
+    expected = gradients[TRL]
+    far = {name: (found - expected).abs().max() / expected.abs().max() for name, found in gradients.items()}
     times: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(repeats):
         for name, run in runs.items():
@@ -290,33 +280,32 @@ def measure_update(setup: Setup, trl: GRPOTrainer, ours: dict[str, GroupedGRPOTr
         "cpu_seconds": {name: round(value, 3) for name, value in median.items()},
         "runs": {name: len(values) for name, values in times.items()},
         "memory": memory,
-        "gradients_apart": apart,
+        "gradients_apart": {name: float(far[name]) for name in (TRL_LABELLED, OURS)},
     }
 
 
 def measure_loop(setup: Setup, minionerec: GRPOTrainer, ours: GroupedGRPOTrainer, repeats: int) -> dict:
     size, index = setup.arguments.completions, setup.template.index
-    found = loop(ours, setup)
+    loop(ours, setup)
     for number, row in enumerate(setup.rows):  # the third of each list, so that no group is without a hit
-        codes = setup.template.vocabulary.decode(found[number * size + 2])
+        codes = setup.template.vocabulary.decode(setup.found[number * size + 2])
         row["target_item"] = int(index.semantic_ids.items_of(codes)[0])
-    same, times, rollouts = True, {"minionerec": [], "ours": []}, {"minionerec": [], "ours": []}
+    same, trainers = True, {"minionerec": minionerec, "ours": ours}
+    times: dict[str, list[float]] = {"minionerec": [], "ours": []}
+    rollouts: dict[str, list[float]] = {"minionerec": [], "ours": []}
     for _ in range(repeats):
-        lists = {}
-        for name, trainer in (("minionerec", minionerec), ("ours", ours)):
-            started = time.process_time()
-            lists[name] = loop(trainer, setup)
-            times[name].append(time.process_time() - started)
+        lists = []
+        for name, trainer in trainers.items():
+            times[name].append(cpu_seconds(loop, trainer, setup))
             rollouts[name].append(setup.rollout_seconds)
-        same &= sorted(lists["ours"]) == sorted(lists["minionerec"])
+            lists.append(setup.found)
+        same &= lists[0] == lists[1]
     median = {name: statistics.median(values) for name, values in times.items()}
     return {
         "same_lists": same,
         "speedup": round(median["minionerec"] / median["ours"], 1),
         "cpu_seconds": {name: round(value, 3) for name, value in median.items()},
-        "rollout_cpu_seconds": {
-            name: round(statistics.median(values), 3) for name, values in rollouts.items()
-        },
+        "of_these_rollout": {name: round(statistics.median(part), 3) for name, part in rollouts.items()},
         "runs": repeats,
     }
 
@@ -330,9 +319,7 @@ def main() -> None:
     parser.add_argument("--completions", type=int, default=16)
     parser.add_argument("--prompt_tokens", type=int, default=200)
     parser.add_argument("--repeats", type=int, help="default 3, with --quick 1")
-    parser.add_argument(
-        "--threads", type=int, default=1, help="1: CPU seconds mean the same on a busy machine"
-    )
+    parser.add_argument("--threads", type=int, default=1, help="of one, CPU seconds are wall seconds")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     logging.set_verbosity_error()
@@ -354,8 +341,8 @@ def main() -> None:
             "machine": {"platform": platform.platform(), "cores": os.cpu_count(), "torch": torch.__version__},
             "code": code_version(),
         }
-    found, whole = result["update"], result["loop"]["speedup"]
-    print(f"update: {found['speedup']} x TRL's (limit {found['limit'][TRL]}); whole loop: {whole} x")
+    speedups = result["update"]["speedup"], result["loop"]["speedup"]
+    print("update: {} x TRL's, whole loop: {} x".format(*speedups))
     print(json.dumps(result, sort_keys=True))
 
 

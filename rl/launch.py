@@ -54,3 +54,8 @@ def check_launch(own: "PolicyArgs", args: Any) -> None:
             "load_in_4bit: weights in nf4 are not gathered for rollouts under FSDP2, and hardly worth to be "
             "shared out; launch with configs/accelerate/ddp.yaml"
         )
+    if args.sync_ref_model and sharding_of() == "fsdp2":
+        raise InputError(
+            "sync_ref_model: true moves a reference that FSDP2 shares out, and no checkpoint would hold it; "
+            "launch with configs/accelerate/ddp.yaml or zero2.yaml, or set false"
+        )

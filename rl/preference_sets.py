@@ -131,7 +131,7 @@ class PreferenceMaker:
             return None
         taken = {truth}
         if self.exclude_history:
-            taken |= set(leaf_of_item_N[case.history].tolist())
+            taken.update(leaf for leaf in leaf_of_item_N[case.history].tolist() if leaf >= 0)
         rng = np.random.default_rng([self.seed, case.number])
         rejected: list[tuple[int, str]] = []
         for name, count in self.options.negatives.items():
@@ -183,15 +183,10 @@ class PreferenceMaker:
         def shown(leaf: int) -> int:
             return int(trie.items_of_leaf(leaf)[0])
 
-        leaf, rejected = choice
-        chosen = (
-            answer(leaf, "beam", shown(leaf))
-            if self.options.rewards
-            else (answer(leaf, "truth", case.target))
-        )
-        return PreferenceSet(
-            prompt_ids,
-            case.history.tolist(),
-            chosen,
-            [answer(leaf, source, shown(leaf)) for leaf, source in rejected],
-        )
+        preferred, rejected = choice
+        if self.options.rewards:
+            chosen = answer(preferred, "beam", shown(preferred))
+        else:
+            chosen = answer(preferred, "truth", case.target)
+        losers = [answer(leaf, source, shown(leaf)) for leaf, source in rejected]
+        return PreferenceSet(prompt_ids, case.history.tolist(), chosen, losers)

@@ -35,7 +35,7 @@ OWN_DEFAULTS = {
     "logging_steps": 5,
     "report_to": "none",
 }
-CURVES = ("reward", "idle_groups", "kl", "entropy", "grad_norm", "learning_rate")
+CURVES = ("reward", "idle_groups", "kl", "entropy", "truth_loss", "grad_norm", "learning_rate")
 
 
 def main(argv: Sequence[str]) -> None:

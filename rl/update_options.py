@@ -38,7 +38,8 @@ class UpdateOptions:
         default=0.0,
         metadata={
             "help": "weight of the cross-entropy of the truth's SID, a mean over its tokens, added to the "
-            "loss; under `log_probs`, and at the rollout's temperature"
+            "loss; under `log_probs`, at the rollout's temperature, and of the groups that "
+            "rollout.idle_groups leaves in"
         },
     )
     shared_prompt: bool = field(

@@ -215,5 +215,12 @@ def test_a_length_limit_that_would_cut_answers_is_refused(model_dir, made, tmp_p
         train_dpo.main(dpo_flags(model_dir, tmp_path / "out", *flags))
 
 
-def test_preferences_are_whole(made):
-    open_artifact(made, "preferences").verify_hashes()
+def test_preferences_that_were_changed_are_told_apart(made, tmp_path):
+    copy = tmp_path / "preferences"
+    shutil.copytree(made, copy)
+    artifact = open_artifact(copy, "preferences")
+    artifact.verify_hashes()
+    assert "sample.md" in artifact.manifest["files"]
+    (copy / "sample.md").write_text("another")
+    with pytest.raises(InputError, match="sample.md: content differs"):
+        artifact.verify_hashes()

@@ -288,7 +288,7 @@ def test_launches_that_are_refused(model_dir, tmp_path, monkeypatch):
     monkeypatch.setattr("rl.launch.check_machine", lambda args: None)
     with pytest.raises(InputError, match="load_in_4bit: weights in nf4 are not gathered"):
         check_launch(SimpleNamespace(load_in_4bit=True), None)
-    check_launch(SimpleNamespace(load_in_4bit=False), None)
+    check_launch(SimpleNamespace(load_in_4bit=False), SimpleNamespace(sync_ref_model=False))
     assert not list(tmp_path.iterdir())
 
 

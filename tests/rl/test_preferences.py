@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from prompts.template import PromptTemplate
 from rl import NEGATIVES, preferences
 from rl.negatives.feedback import FeedbackNegatives, FeedbackOptions
 from rl.negatives.weighted import WeightedNegatives
@@ -78,6 +79,17 @@ def test_an_item_that_shares_the_targets_sid_is_never_rejected(policy):
         _, (made,) = sets_of(other, options, cases_of(interactions.histories("train")))
         assert made.chosen.item == 58 and len({answer.item for answer in made.rejected}) == 57
         assert not {3, 58, 59} & {answer.item for answer in made.rejected}
+
+
+def test_what_is_not_on_the_shelf_is_in_histories_only(policy):
+    """Item 7 is taken off: a user had it, and everything else but the answer can be drawn."""
+    index = dataclasses.replace(policy.index, stored_trie=None, removed_N=np.arange(60) == 7)
+    template = PromptTemplate(policy.template.pack, policy.tokenizer, index)
+    other = Recommender(policy.model, policy.tokenizer, index, template)
+    other.interactions = Interactions.leave_one_out(["u"], [np.array([7, 3, 9, 5])])
+    _, (made,) = sets_of(other, PreferenceOptions(negatives={"random": 57}))
+    assert made.history == [7]
+    assert {made.chosen.item, *(answer.item for answer in made.rejected)} == set(range(60)) - {7, 58}
 
 
 @pytest.mark.parametrize("source", ["beam", "random", "popularity"])

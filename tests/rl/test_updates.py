@@ -1,11 +1,13 @@
 """A step of every loss, layout and option: log-probs and gradients against TRL's own, or by hand."""
 
 import functools
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from rl import train_grpo
+from rl.launch import check_launch
 from rl.update_options import UpdateOptions
 from serve.decoding.recommender import Recommender
 from sft.start import quantised
@@ -186,6 +188,16 @@ def test_a_reference_that_follows_is_resumed_as_it_was(model_dir, tmp_path):
     (checkpoint / "reference.safetensors").unlink()
     with pytest.raises(InputError, match="has no reference.safetensors"):
         train_grpo.main(grpo_flags(model_dir, tmp_path / "again", *flags.split(), *resume))
+
+
+def test_a_reference_in_parts_does_not_follow(monkeypatch):
+    monkeypatch.setattr("rl.launch.check_machine", lambda args: None)  # accelerate shards on GPUs alone
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    own = SimpleNamespace(load_in_4bit=False)
+    with pytest.raises(InputError, match="sync_ref_model: true moves a reference that FSDP2 shares out"):
+        check_launch(own, SimpleNamespace(sync_ref_model=True))
+    check_launch(own, SimpleNamespace(sync_ref_model=False))
 
 
 def test_mixtures_of_experts_take_trls_own_pass(model_dir, tmp_path):
