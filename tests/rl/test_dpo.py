@@ -1,10 +1,7 @@
 """DPO as a command: exact token ids, learning, preferences and references, resuming, bad input."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -22,10 +19,9 @@ from serve.decoding.recommender import Recommender
 from sid_builder import cli
 from sid_builder.artifact import open_artifact
 from sid_builder.errors import InputError
+from tests.processes import in_two
 from tests.rl.builders import make_model_dir
 from tests.rl.dpo_cases import dpo_flags
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -174,15 +170,7 @@ def test_two_processes_train_what_one_trains(model_dir, tmp_path, training):
     flags += ["--learning_rate", "1e-3", "--precompute_ref_log_probs", str(training == "lora")]
     train_dpo.main(dpo_flags(model_dir, tmp_path / "one", *flags))
     halved = dpo_flags(model_dir, tmp_path / "two", *flags, "--per_device_train_batch_size", "4")
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    done = subprocess.run(
-        [*launch, "-m", "rl.train_dpo", *halved],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
+    in_two(["-m", "rl.train_dpo", *halved])
     files = [tmp_path / f"{name}.preferences" / "preferences.parquet" for name in ("one", "two")]
     assert files[0].read_bytes() == files[1].read_bytes()
     logs = [json.loads((tmp_path / name / "log_history.json").read_text()) for name in ("one", "two")]

@@ -1,57 +1,32 @@
-"""A run killed from outside goes on as if nothing had happened; two processes rank, choose and judge as one.
-
-accelerate 1.15 does not shard on CPU (it would train under DDP); the tests open that way to it, and
-everything behind it is real.
-"""
+"""A run killed from outside goes on as if nothing had happened; two rank, choose and judge as one."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from rl import train_dpo, train_grpo
+from tests.processes import FSDP2, ROOT, SHARDED_ON_CPU, environment, in_two
 from tests.rl.builders import grpo_flags, make_model_dir
 from tests.rl.dpo_cases import dpo_flags
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parents[2]
 MAINS = {"grpo": (train_grpo.main, grpo_flags), "dpo": (train_dpo.main, dpo_flags)}
 COMMON = "--seed 3 --logging_steps 1 --learning_rate 1e-3 --save_strategy steps --save_total_limit 9"
-ENVIRONMENT = {"OMP_NUM_THREADS": "1", "TRL_EXPERIMENTAL_SILENCE": "1"}
-WORKER = """
-import os, sys
-from accelerate.state import PartialState
-from accelerate.utils import DistributedType
-
-if "ACCELERATE_TORCH_DEVICE" in os.environ:
-    PartialState._prepare_backend = lambda *given: ("gloo", DistributedType.MULTI_GPU)
+WORKER = f"""{SHARDED_ON_CPU}
 from rl import train_dpo, train_grpo
-{"grpo": train_grpo, "dpo": train_dpo}[sys.argv[1]].main(sys.argv[2:])
+{{"grpo": train_grpo, "dpo": train_dpo}}[sys.argv[1]].main(sys.argv[2:])
 """
-FSDP2 = {
-    "ACCELERATE_TORCH_DEVICE": "cpu",
-    "ACCELERATE_USE_FSDP": "true",
-    "FSDP_VERSION": "2",
-    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
-    "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT",
-    "FSDP_RESHARD_AFTER_FORWARD": "true",
-}
 
 
 def words(kind, model_dir, output, *flags):
     return [str(word) for word in MAINS[kind][1](model_dir, output, *COMMON.split(), *flags)]
-
-
-def environment(**more):
-    return {**os.environ, **ENVIRONMENT, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]), **more}
 
 
 def found(run):
@@ -99,16 +74,7 @@ def two(kind, model_dir, output, *flags, **more):
     """The command in two processes under torchrun."""
     worker = output.parent / "worker.py"
     worker.write_text(WORKER)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    done = subprocess.run(
-        [*launch, str(worker), kind, *words(kind, model_dir, output, *flags)],
-        cwd=ROOT,
-        env=environment(**more),
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr[-6000:]
-    return done.stdout
+    return in_two([worker, kind, *words(kind, model_dir, output, *flags)], more).stdout
 
 
 @pytest.mark.parametrize("sharding", ["ddp", "fsdp2"])

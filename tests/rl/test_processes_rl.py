@@ -2,27 +2,22 @@
 
 Two processes of 16 completions a device make the step of one process of 32: accelerate hands each its part of
 the same generation batch, a group is never cut, and what is drawn for a prompt does not depend on the
-process. accelerate 1.15 does not shard on CPU (it would train under DDP); the tests open that way to it, and
-everything behind it is real.
+process.
 """
 
 import json
-import os
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from rl import train_grpo
+from tests.processes import FSDP2, SHARDED_ON_CPU, in_two
 from tests.rl.builders import make_model_dir
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parents[2]
 FLAGS = [
     *("--use_cpu", "true", "--bf16", "false", "--disable_tqdm", "true", "--seed", "3", "--valid_cases", "0"),
     *("--num_generations", "8", "--steps_per_generation", "2", "--gradient_accumulation_steps", "2"),
@@ -37,14 +32,8 @@ LORA = ["--training", "lora", "--lora", '{"r": 4, "alpha": 8, "dropout": 0.0}']
 
 # rl.train_grpo with accelerate's sharding on CPU, where groups are looked at on their way into a step, and
 #   killed: one of the processes in its third step
-WORKER = """
-import os, signal, sys
-from accelerate.state import PartialState
-from accelerate.utils import DistributedType
+WORKER = f"""{SHARDED_ON_CPU}
 from rl import grpo_trainer, train_grpo
-
-if "ACCELERATE_TORCH_DEVICE" in os.environ:
-    PartialState._prepare_backend = lambda *given: ("gloo", DistributedType.MULTI_GPU)
 trainer = grpo_trainer.GroupedGRPOTrainer
 step = trainer.training_step
 def watched(self, model, inputs, count):
@@ -60,14 +49,6 @@ def whole(self, model, inputs):
 trainer._compute_loss = whole
 train_grpo.main(sys.argv[2:])
 """
-FSDP2 = {
-    "ACCELERATE_TORCH_DEVICE": "cpu",
-    "ACCELERATE_USE_FSDP": "true",
-    "FSDP_VERSION": "2",
-    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
-    "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT",
-    "FSDP_RESHARD_AFTER_FORWARD": "true",
-}
 FIGURES = ("loss", "reward", "reward_std", "kl", "entropy", "grad_norm", "idle_groups", "groups_with_hit")
 
 
@@ -85,21 +66,8 @@ def two(model_dir, output_dir, *flags, mode="watched", environment=None, fails=F
     """The command under torchrun, through `WORKER`; returns what it says on stderr."""
     worker = output_dir.parent / "worker.py"
     worker.write_text(WORKER)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    done = subprocess.run(
-        [*launch, str(worker), mode, *command(model_dir, output_dir, 16, flags)],
-        cwd=ROOT,
-        env={
-            **os.environ,
-            "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]),
-            **(environment or {}),
-        },
-        capture_output=True,
-        text=True,
-    )
-    assert (done.returncode != 0) is fails, done.stderr[-6000:]
-    return done.stderr
+    asked = [worker, mode, *command(model_dir, output_dir, 16, flags)]
+    return in_two(asked, environment, fails).stderr
 
 
 def sharded(model_dir, output_dir, *flags, environment=FSDP2, fails=False):

@@ -1,29 +1,26 @@
 """Two processes train what one trains: losses, rankings and weights, under DDP, FSDP2 and ZeRO.
 
 Two processes of four rows a device make the step of one process of eight: accelerate hands each a part of
-the same batch, and the loss is divided by the labels of all. accelerate 1.15 does not shard on CPU (it would
-train under DDP); the tests open that way to it, and everything behind it is real.
+the same batch, and the loss is divided by the labels of all.
 """
 
 import json
-import os
 import shutil
 import subprocess
 import sys
 from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from sft import merge, train
+from tests.processes import FSDP2, SHARDED_ON_CPU, in_two
 from tests.sft.builders import write_checkpoint
 from tests.sft.command_line import COMMON, FROM_SCRATCH
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parents[2]
 FLAGS = [*COMMON, "--max_steps", "6", "--learning_rate", "0.003", "--save_strategy", "steps"]
 FLAGS += ["--save_steps", "2", "--save_total_limit", "5"]
 # Without dropout, whose draws differ between one process and two.
@@ -34,14 +31,9 @@ WHOLE_EMBEDDINGS = ["--new_tokens", '{"train": "full"}']
 #   killed: one of the processes in its fifth step
 #   ungathered: without what sft/trainer.py does about a sharded head
 #   unchecked: without the refusal of tied rows
-WORKER = """
-import os, signal, sys
-from accelerate.state import PartialState
-from accelerate.utils import DistributedType
+WORKER = f"""{SHARDED_ON_CPU}
 from sft import start, train, trainer
 
-if "ACCELERATE_TORCH_DEVICE" in os.environ:
-    PartialState._prepare_backend = lambda *given: ("gloo", DistributedType.MULTI_GPU)
 if sys.argv[1] == "killed":
     step = trainer.SidTrainer.training_step
     def dying(self, *given):
@@ -55,14 +47,6 @@ elif sys.argv[1] == "unchecked":
     start.check_rows_whole = lambda *given: None
 train.main(sys.argv[2:])
 """
-FSDP2 = {
-    "ACCELERATE_TORCH_DEVICE": "cpu",
-    "ACCELERATE_USE_FSDP": "true",
-    "FSDP_VERSION": "2",
-    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
-    "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT",
-    "FSDP_RESHARD_AFTER_FORWARD": "true",
-}
 ZERO = {
     "ACCELERATE_TORCH_DEVICE": "cpu",
     "DS_ACCELERATOR": "cpu",
@@ -101,21 +85,7 @@ def two(sids, output_dir, *flags, mode=None, environment=None, fails=False):
         worker = output_dir.parent / "worker.py"
         worker.write_text(WORKER)
         module = [str(worker), mode]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *module]
-    done = subprocess.run(
-        [*launch, *command(sids, output_dir, 4, flags)],
-        cwd=ROOT,
-        env={
-            **os.environ,
-            "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]),
-            **(environment or {}),
-        },
-        capture_output=True,
-        text=True,
-    )
-    assert (done.returncode != 0) is fails, done.stderr[-4000:]
-    return done.stderr
+    return in_two([*module, *command(sids, output_dir, 4, flags)], environment, fails).stderr
 
 
 def sharded(sids, output_dir, *flags, mode="sharded", environment=FSDP2, fails=False):
