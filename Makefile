@@ -25,7 +25,7 @@ export OMP_WAIT_POLICY = PASSIVE
 	.venv/bin/uv pip install --python .venv/bin/python --compile-bytecode $(LINKS) -e '.[$(EXTRAS)]'
 	touch $@
 
-# The chain of README.md on a generated shop: about eight minutes on two cores after download.
+# The chain of README.md on a generated shop: about five minutes on two free cores after download.
 demo: .venv/.installed
 	rm -rf $(OUT)
 	$(RUN) sid_builder.build --config configs/sid/toy_rq_kmeans.yaml --output_dir $(OUT)/sids
