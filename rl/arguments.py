@@ -1,7 +1,6 @@
 """Command lines of `rl.train_grpo` and `rl.train_dpo`."""
 
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from typing import Any, Literal
 
 from prompts.opening import MODEL_KIND
@@ -11,7 +10,7 @@ from rl.preference_options import PREFERENCES_KIND, PreferenceOptions
 from rl.rewards.building import check_rewards
 from rl.rollout_options import RolloutOptions
 from rl.update_options import UpdateOptions
-from sft.arguments import LoraOptions
+from sft.arguments import LoraOptions, check_4bit, check_counts
 from sft.launch import precision_defaults
 from sid_builder.artifact import open_artifact
 from sid_builder.errors import InputError
@@ -89,31 +88,14 @@ class PolicyArgs:
             raise InputError("lora: has no effect with training: full; remove it or set training: lora")
         if self.max_prompts < 1:
             raise InputError(f"max_prompts: {self.max_prompts}; give at least 1")
-        if self.load_in_4bit and self.training != "lora":
-            raise InputError("load_in_4bit: quantised weights cannot be trained in full; use training: lora")
-        if self.load_in_4bit and find_spec("bitsandbytes") is None:
-            raise InputError("load_in_4bit: bitsandbytes is not installed; pip install 'sidereal[qlora]'")
-        for name in ("valid_cases", "patience"):
-            if getattr(self, name) < 0:
-                raise InputError(f"{name}: {getattr(self, name)}; give 0 (off) or more")
+        check_4bit(self.load_in_4bit, self.training)
+        check_counts(valid_cases=self.valid_cases, patience=self.patience)
         if self.eval_num_beams < 50:
             raise InputError(f"eval_num_beams: {self.eval_num_beams}; HR@50 needs at least 50")
 
     def peft_config(self) -> Any:
         """PEFT's config, or None for full training. Head and embeddings stay as they were merged."""
-        if self.lora is None:
-            return None
-        from peft import LoraConfig
-
-        return LoraConfig(
-            r=self.lora.r,
-            lora_alpha=self.lora.alpha,
-            lora_dropout=self.lora.dropout,
-            target_modules=self.lora.target_modules,
-            use_dora=self.lora.use_dora,
-            use_rslora=self.lora.use_rslora,
-            task_type="CAUSAL_LM",
-        )
+        return None if self.lora is None else self.lora.config()
 
 
 @dataclass

@@ -10,19 +10,8 @@ from sft.vocabulary import trainable_rows
 
 def lora_config(args: TrainingOptions, model: Any, sid_token_ids: list[int]) -> LoraConfig:
     """Adapters on the linear layers, and the SID rows (or the whole embeddings) trained beside them."""
-    options = args.lora
-    settings: dict[str, Any] = {
-        "r": options.r,
-        "lora_alpha": options.alpha,
-        "lora_dropout": options.dropout,
-        "target_modules": options.target_modules,
-        "use_dora": options.use_dora,
-        "use_rslora": options.use_rslora,
-        "task_type": "CAUSAL_LM",
-    }
+    assert args.lora is not None
     if args.new_tokens.train == "rows":
-        settings["trainable_token_indices"] = trainable_rows(model, sid_token_ids)
-    else:
-        settings["modules_to_save"] = ["embed_tokens", "lm_head"]
-        settings["ensure_weight_tying"] = bool(model.config.get_text_config().tie_word_embeddings)
-    return LoraConfig(**settings)
+        return args.lora.config(trainable_token_indices=trainable_rows(model, sid_token_ids))
+    tied = bool(model.config.get_text_config().tie_word_embeddings)
+    return args.lora.config(modules_to_save=["embed_tokens", "lm_head"], ensure_weight_tying=tied)

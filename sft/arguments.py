@@ -2,13 +2,17 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from sft import TASKS
 from sft.launch import check_sharding, precision_defaults
 from sft.models.scratch import ScratchConfig
 from sid_builder.errors import InputError
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
 
 
 @dataclass(frozen=True)
@@ -21,6 +25,21 @@ class LoraOptions:
     target_modules: str = field(default="all-linear", metadata={"help": "PEFT's name of the adapted layers"})
     use_dora: bool = field(default=False, metadata={"help": "learn magnitude and direction apart (DoRA)"})
     use_rslora: bool = field(default=False, metadata={"help": "scale by alpha / sqrt(r), for high ranks"})
+
+    def config(self, **beside: Any) -> "LoraConfig":
+        """PEFT's configuration of these adapters, and of what is trained `beside` them."""
+        from peft import LoraConfig
+
+        return LoraConfig(
+            r=self.r,
+            lora_alpha=self.alpha,
+            lora_dropout=self.dropout,
+            target_modules=self.target_modules,
+            use_dora=self.use_dora,
+            use_rslora=self.use_rslora,
+            task_type="CAUSAL_LM",
+            **beside,
+        )
 
 
 @dataclass(frozen=True)
@@ -109,11 +128,8 @@ class TrainingOptions:
 
     def check_training(self) -> None:
         """What can be known of these options before torch is imported."""
-        if self.load_in_4bit and self.training != "lora":
-            raise InputError("load_in_4bit: quantised weights cannot be trained in full; use training: lora")
-        for name in ("valid_cases", "patience"):
-            if getattr(self, name) < 0:
-                raise InputError(f"{name}: {getattr(self, name)}; give 0 (off) or more")
+        check_4bit(self.load_in_4bit, self.training)
+        check_counts(valid_cases=self.valid_cases, patience=self.patience)
         if self.new_tokens.warmup_steps < 0:
             raise InputError(f"new_tokens.warmup_steps: {self.new_tokens.warmup_steps}; give 0 or more")
         layout = self.layout
@@ -202,6 +218,21 @@ class SftArguments(TrainingOptions, TrainingData):  # in --help, the flags of th
             raise InputError(f"intents: {self.intents!r} does not exist; run sft.compose_intents first")
         self.check_training()
         check_weights(self.task_weights or {})
+
+
+def check_4bit(load_in_4bit: bool, training: str) -> None:
+    """InputError where quantised weights cannot be trained."""
+    if load_in_4bit and training != "lora":
+        raise InputError("load_in_4bit: quantised weights cannot be trained in full; use training: lora")
+    if load_in_4bit and find_spec("bitsandbytes") is None:
+        raise InputError("load_in_4bit: bitsandbytes is not installed; pip install 'sidereal[qlora]'")
+
+
+def check_counts(**counts: int) -> None:
+    """InputError for a negative count, by its name."""
+    for name, count in counts.items():
+        if count < 0:
+            raise InputError(f"{name}: {count}; give 0 (off) or more")
 
 
 def check_weights(task_weights: Mapping[str, float]) -> None:

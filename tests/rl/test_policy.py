@@ -270,7 +270,7 @@ def test_a_start_that_cannot_be_trained(model_dir, tmp_path, kind, monkeypatch):
     with pytest.raises(InputError, match="<a_6>") as caught:
         run(kind, mixed, out)
     assert "\n" not in str(caught.value)
-    monkeypatch.setattr("rl.arguments.find_spec", lambda name: None)
+    monkeypatch.setattr("sft.arguments.find_spec", lambda name: None)
     with pytest.raises(InputError, match="load_in_4bit: bitsandbytes is not installed"):
         run(kind, model_dir, out, "--training lora --load_in_4bit true")
     assert not out.exists()
