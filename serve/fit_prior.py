@@ -101,7 +101,10 @@ def main(argv: Sequence[str]) -> dict[str, Any]:
     model_dir = Path(arguments.model)
     replace = arguments.overwrite or arguments.new_interactions is not None
     fitted.save(model_dir, to_json(arguments), summary, replace)
-    print(f"fit_prior: {fitted.kind}, {fitted.weights}; wrote {model_dir / FOLDER}")
+    weights = fitted.weights
+    told = f"{weights.form} mixture, weight {' / '.join(f'{weight:g}' for weight in weights.weights)}"
+    told += f" by {weights.feature}" if weights.feature != "none" else ""
+    print(f"fit_prior: {fitted.kind}, {told}; wrote {model_dir / FOLDER}")
     return summary
 
 
